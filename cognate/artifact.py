@@ -1,0 +1,303 @@
+"""Folders that are whole or absent, with a manifest that vouches for every file in them.
+
+A folder is written beside its destination, flushed to disk and renamed into place, so that a reader
+never sees half of one. Opening one compares every file with the manifest.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Self
+
+import pydantic
+
+from cognate.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+
+class FileDigest(pydantic.BaseModel):
+    """What a file of an artifact must be.
+
+    Attributes:
+        sha256: Of its bytes, in hexadecimal.
+        size: In bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+class Manifest(pydantic.BaseModel):
+    """What every artifact says of itself. Each kind adds its own fields.
+
+    Attributes:
+        artifact: "checkpoint", "bundle" or "index".
+        format_version: Of the artifact's layout; a newer one than this library knows is refused.
+        created_at: When it was written, in UTC.
+        versions: Of the libraries that wrote it, by name.
+        files: Every other file in the folder, by its path relative to it.
+    """
+
+    KIND: ClassVar[str]
+    FORMAT_VERSION: ClassVar[int]
+    LIBRARIES: ClassVar[tuple[str, ...]]
+
+    artifact: str
+    format_version: int
+    created_at: datetime
+    versions: dict[str, str]
+    files: dict[str, FileDigest]
+
+    @classmethod
+    def write(cls, folder: Path, **fields: object) -> Self:
+        """Describe all that lies in ``folder`` and write its manifest.
+
+        Args:
+            folder: Holds every other file of the artifact already.
+            fields: The fields that this kind adds.
+
+        Returns:
+            The manifest.
+        """
+        manifest = cls.model_validate(
+            {
+                "artifact": cls.KIND,
+                "format_version": cls.FORMAT_VERSION,
+                "created_at": datetime.now(UTC).replace(microsecond=0),
+                "versions": installed_versions("cognate", *cls.LIBRARIES),
+                "files": {
+                    path.relative_to(folder).as_posix(): FileDigest(
+                        sha256=sha256_file(path), size=path.stat().st_size
+                    )
+                    for path in sorted(folder.rglob("*"))
+                    if path.is_file() and path != folder / MANIFEST
+                },
+                **fields,
+            }
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Open an artifact's manifest and compare every file with it.
+
+        Args:
+            folder: The artifact.
+
+        Returns:
+            The manifest, of a folder that is whole and unaltered.
+
+        Raises:
+            ArtifactError: It is not there, no artifact of this kind, too new, or a file is missing,
+                truncated, altered.
+        """
+        raw = read_json(folder, cls.KIND)
+        if raw.get("artifact") != cls.KIND:
+            raise ArtifactError(
+                f"{folder} is not a {cls.KIND}: its {MANIFEST} says {raw.get('artifact')!r}; "
+                f"give the folder of a {cls.KIND}"
+            )
+        version = raw.get("format_version")
+        if not isinstance(version, int) or version > cls.FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder} has {cls.KIND} format {version}, newer than the {cls.FORMAT_VERSION} that this "
+                "cognate reads; upgrade cognate, or write it again with this version"
+            )
+        try:
+            manifest = cls.model_validate(raw)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(
+                f"{folder / MANIFEST}: field {where}: {first['msg']}; write the {cls.KIND} again"
+            ) from None
+        manifest._check_files(folder)
+        return manifest
+
+    def _check_files(self, folder: Path) -> None:
+        for name, digest in self.files.items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder; do not use it")
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing; copy or write the {self.KIND} again")
+            size = path.stat().st_size
+            if size != digest.size:
+                raise ArtifactError(
+                    f"{path} has {size} bytes where the manifest says {digest.size}; "
+                    f"copy or write the {self.KIND} again"
+                )
+            if sha256_file(path) != digest.sha256:
+                raise ArtifactError(
+                    f"{path} was altered: its sha256 is not the manifest's; copy or write the {self.KIND} again"
+                )
+
+
+def read_json(folder: Path, kind: str) -> dict[str, object]:
+    """Read an artifact's manifest as it stands, unchecked.
+
+    Args:
+        folder: The artifact.
+        kind: What it should be, for the message.
+
+    Returns:
+        The JSON object.
+
+    Raises:
+        ArtifactError: There is no such folder, no manifest in it, or one that is no JSON object.
+    """
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist; give the folder of a {kind}")
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not a {kind}: it has no {MANIFEST}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; it is no manifest of ours")
+    try:
+        raw = json.loads(path.read_bytes())
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{path} is not a JSON object; copy or write the {kind} again")
+    return raw
+
+
+def kind_of(folder: Path) -> str | None:
+    """Tell what kind of artifact a folder says it is.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        "checkpoint", "bundle", "index", or None where it is no artifact.
+    """
+    try:
+        kind = read_json(folder, "artifact").get("artifact")
+    except ArtifactError:
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Refuse a place where an artifact cannot be written, before any work is done.
+
+    Args:
+        destination: The folder that will be made.
+        force: Whether an artifact that is there may be replaced.
+
+    Raises:
+        ArtifactError: Something is there (and ``force`` is off, or it is no artifact of ours, which is
+            never deleted), or its parent cannot be written to.
+    """
+    if destination.exists() or destination.is_symlink():
+        if destination.is_symlink() or not destination.is_dir():
+            raise ArtifactError(f"{destination} exists and is not a folder; give another --out")
+        if any(destination.iterdir()):
+            if not force:
+                raise ArtifactError(f"{destination} exists; give another --out, or --force to replace it")
+            if kind_of(destination) is None:
+                raise ArtifactError(
+                    f"{destination} exists and was not written by cognate, so --force does not delete it; "
+                    "give another --out, or remove it yourself"
+                )
+    parent = destination.absolute().parent
+    existing = next(path for path in (parent, *parent.parents) if path.exists())
+    if not existing.is_dir():
+        raise ArtifactError(f"{existing} is not a folder, so {destination} cannot be written")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{existing} is not writable, so {destination} cannot be written")
+
+
+@contextlib.contextmanager
+def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to write an artifact in, and rename it into place at the end.
+
+    Whatever ends the block early, an error or Ctrl-C, removes the temporary folder and leaves what was
+    at the destination untouched.
+
+    Args:
+        destination: Where the artifact shall be.
+        force: Whether an artifact that is there is replaced.
+
+    Yields:
+        A folder beside the destination.
+
+    Raises:
+        ArtifactError: As ``check_destination``, or the disk is full or fails.
+    """
+    check_destination(destination, force=force)
+    try:
+        destination.absolute().parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(
+            tempfile.mkdtemp(
+                prefix=f".{destination.name}.", suffix=".partial", dir=destination.absolute().parent
+            )
+        )
+    except OSError as error:
+        raise ArtifactError(f"{destination} cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        sync_tree(partial)
+        _rename(partial, destination, force=force)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise ArtifactError(f"{destination} could not be written: {os.strerror(error.errno)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rename(partial: Path, destination: Path, *, force: bool) -> None:
+    if destination.exists() and any(destination.iterdir()):
+        check_destination(destination, force=force)
+        old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=partial.parent))
+        destination.rename(old)
+        try:
+            partial.rename(destination)
+        except BaseException:
+            old.rename(destination)
+            raise
+        shutil.rmtree(old)
+    else:
+        partial.rename(destination)
+    _sync(destination.absolute().parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below ``folder``, and itself, to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """The installed versions of packages, those that are there, by name."""
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,351 @@
+"""The index artifact: vectors in FAISS, records in SQLite, and exact cosine search over them."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Literal, Self
+
+import faiss
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from cognate.artifact import Manifest
+from cognate.bundle import Bundle
+from cognate.errors import ArtifactError, CognateError, FingerprintError
+from cognate.exact import exact_top_k
+from cognate.records import Hit, Record
+
+VECTORS = "index.faiss"
+RECORDS = "records.sqlite"
+RECALL_QUERIES = 100
+RECALL_K = 10
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class IndexManifest(Manifest):
+    """An index's manifest.
+
+    Attributes:
+        kind: How it is searched: "flat" is exact.
+        parameters: Of the kind; none for "flat".
+        metric: "cosine".
+        dimension: Components of a vector.
+        count: How many records it holds.
+        fingerprint: Of the bundle that its vectors are of.
+        model: The name of that bundle's model, for people.
+        recall_at_10: Against exact search, over records sampled from the index; None where it holds none.
+    """
+
+    KIND: ClassVar[str] = "index"
+    FORMAT_VERSION: ClassVar[int] = 1
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("faiss-cpu", "faiss-gpu", "onnxruntime")
+
+    kind: str
+    parameters: dict[str, int | float | str]
+    metric: Literal["cosine"]
+    dimension: int = pydantic.Field(ge=1)
+    count: int = pydantic.Field(ge=0)
+    fingerprint: str
+    model: str
+    recall_at_10: float | None
+
+
+class IndexWriter:
+    """Writes an index as records and vectors come, holding none of them in memory.
+
+    Use as a context manager on an empty folder (see ``cognate.artifact.publishing``), and call
+    ``finish`` at the end.
+    """
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        """Start an index.
+
+        Args:
+            folder: Where its files shall be.
+            dimension: Components of a vector.
+        """
+        self._folder = folder
+        self._dimension = dimension
+        self._count = 0
+        self._vectors = (folder / VECTORS).open("wb")
+        self._vectors.write(_flat_header(dimension, 0))
+        self._records = sqlite3.connect(folder / RECORDS, isolation_level=None)
+        # The folder is published only when whole, and is synced then: a journal would guard nothing.
+        self._records.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            CREATE TABLE records (
+                row INTEGER PRIMARY KEY, id TEXT NOT NULL, text TEXT NOT NULL, label TEXT, attributes TEXT
+            );
+            CREATE UNIQUE INDEX records_by_id ON records (id);
+            """
+        )
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close its files."""
+        self._vectors.close()
+        self._records.close()
+
+    def add(self, records: Sequence[Record], vectors: NDArray[np.float32]) -> None:
+        """Append records with their vectors.
+
+        Args:
+            records: One without an id gets its row number.
+            vectors: float32, shape (records, dimension), unit length.
+
+        Raises:
+            CognateError: An id occurs twice.
+        """
+        rows = [
+            (
+                self._count + offset,
+                record.id if record.id is not None else str(self._count + offset),
+                record.text,
+                record.label,
+                None if record.attributes is None else json.dumps(record.attributes, ensure_ascii=False),
+            )
+            for offset, record in enumerate(records)
+        ]
+        self._records.execute("BEGIN")
+        for row in rows:
+            try:
+                self._records.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError:
+                raise CognateError(
+                    f"record {row[0] + 1} has the id {row[1]!r}, which an earlier record has (a record "
+                    "without an id is numbered from 0); give every record an id of its own"
+                ) from None
+        self._records.execute("COMMIT")
+        self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+        self._count += len(records)
+
+    def finish(self, bundle: Bundle) -> IndexManifest:
+        """Complete the index and write its manifest.
+
+        Args:
+            bundle: The one whose vectors these are.
+        """
+        self._vectors.seek(0)
+        self._vectors.write(_flat_header(self._dimension, self._count))
+        self._vectors.close()
+        self._records.close()
+        index = _read_faiss(self._folder / VECTORS)
+        return IndexManifest.write(
+            self._folder,
+            kind="flat",
+            parameters={},
+            metric="cosine",
+            dimension=self._dimension,
+            count=self._count,
+            fingerprint=bundle.manifest.fingerprint,
+            model=bundle.manifest.model,
+            recall_at_10=_recall(index),
+        )
+
+
+class Index:
+    """An opened index. Safe to use from several threads.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says of itself.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fingerprint: str | None = None,
+        device: Device = "auto",
+    ) -> None:
+        """Open an index and check every file of it. On the CPU its vectors are memory-mapped.
+
+        Args:
+            folder: Where it is.
+            fingerprint: Of the bundle that queries are encoded with; None skips that check, for looking
+                at an index without its bundle.
+            device: "auto" takes a GPU where this faiss has one, else the CPU.
+
+        Raises:
+            ArtifactError: It is missing, no index, damaged or too new.
+            FingerprintError: Its vectors are of another bundle.
+            CognateError: The device is not there.
+        """
+        self.folder = Path(folder)
+        self.manifest = IndexManifest.read(self.folder)
+        if fingerprint is not None and fingerprint != self.manifest.fingerprint:
+            raise FingerprintError(
+                f"{self.folder} was built with another bundle ({self.manifest.model}, fingerprint "
+                f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
+                "give the bundle that it was built with, or build it again"
+            )
+        gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+        if device == "cuda" and not gpus:
+            raise CognateError(
+                "device cuda was asked for, but this faiss sees no GPU; install cognate[serve-gpu] in an "
+                "environment of its own, or use --device cpu"
+            )
+        self._faiss = _read_faiss(self.folder / VECTORS)
+        if self._faiss.d != self.manifest.dimension or self._faiss.ntotal != self.manifest.count:
+            raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
+        if gpus and device != "cpu":
+            self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
+        # One connection a thread: SQLite's own are not shared.
+        self._connections = threading.local()
+        self._records()
+
+    @property
+    def count(self) -> int:
+        """How many records it holds."""
+        return self.manifest.count
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return self.manifest.dimension
+
+    def search(
+        self, vectors: NDArray[np.float32], top_k: int = 10, *, min_score: float | None = None
+    ) -> list[list[Hit]]:
+        """Find the records nearest to each vector by cosine similarity.
+
+        Args:
+            vectors: float32, shape (queries, dimension), unit length.
+            top_k: Hits for each, at least 1; as many as there are where the index holds fewer.
+            min_score: Leave out hits with a smaller cosine.
+
+        Returns:
+            The hits of each vector, best first, those of equal score in the order of the index.
+
+        Raises:
+            CognateError: top_k is less than 1, or the vectors have another dimension or are not finite.
+        """
+        scores, rows = self.search_rows(vectors, top_k)
+        threshold = -np.inf if min_score is None else min_score
+        wanted = [
+            [(float(score), int(row)) for score, row in zip(*pair, strict=True) if score >= threshold]
+            for pair in zip(scores, rows, strict=True)
+        ]
+        records = self._fetch({row for hits in wanted for _, row in hits})
+        return [
+            [
+                Hit(record.id or "", score, record.text, record.label, record.attributes)
+                for score, row in hits
+                for record in (records[row],)
+            ]
+            for hits in wanted
+        ]
+
+    def search_rows(
+        self, vectors: NDArray[np.float32], top_k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the rows nearest to each vector, without fetching records.
+
+        Args:
+            vectors: float32, shape (queries, dimension), unit length.
+            top_k: Hits for each, at least 1.
+
+        Returns:
+            Cosines, float32, and rows, int64, of shape (queries, min(top_k, count)), best first.
+
+        Raises:
+            CognateError: As ``search``.
+        """
+        if top_k < 1:
+            raise CognateError(f"top_k is {top_k}; it must be at least 1")
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise CognateError(
+                f"the query vectors have shape {vectors.shape}; the index needs (queries, {self.dimension})"
+            )
+        if not np.isfinite(vectors).all():
+            raise CognateError("a query vector has a component that is not finite")
+        k = min(top_k, self.count)
+        if not len(vectors) or not k:
+            return np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
+        scores, rows = self._faiss.search(np.ascontiguousarray(vectors, np.float32), k)
+        # FAISS leaves hits of equal score in any order.
+        order = np.lexsort((rows, -scores), axis=1)
+        return (
+            np.clip(np.take_along_axis(scores, order, 1), -1.0, 1.0),
+            np.take_along_axis(rows, order, 1),
+        )
+
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """Fetch records by row, in the order asked for."""
+        found = self._fetch(set(rows))
+        return [found[row] for row in rows]
+
+    def _records(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._connections, "value", None)
+        if connection is None:
+            # immutable: no lock, no journal, no file is ever made beside a read-only artifact.
+            uri = f"{(self.folder / RECORDS).absolute().as_uri()}?immutable=1"
+            connection = self._connections.value = sqlite3.connect(uri, uri=True)
+        return connection
+
+    def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+        wanted = sorted(rows)
+        found: dict[int, Record] = {}
+        connection = self._records()
+        # In runs of 500: SQLite bounds the parameters of a statement.
+        for start in range(0, len(wanted), 500):
+            some = wanted[start : start + 500]
+            marks = ",".join("?" * len(some))
+            with closing(
+                connection.execute(
+                    f"SELECT row, id, text, label, attributes FROM records WHERE row IN ({marks})",  # noqa: S608
+                    some,
+                )
+            ) as cursor:
+                for row, identifier, text, label, attributes in cursor:
+                    parsed = None if attributes is None else json.loads(attributes)
+                    found[row] = Record(text, label, identifier, parsed)
+        return found
+
+
+def _flat_header(dimension: int, count: int) -> bytes:
+    """The bytes that FAISS writes before the vectors of an IndexFlatIP.
+
+    Made from FAISS's own serialization of an empty one, with the two counts in it set: the number of
+    vectors (int64 at byte 8, after the type and the dimension) and of floats (uint64, the last 8 bytes).
+    So vectors can be appended to a file without ever being held in memory.
+    """
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    header[8:16] = count.to_bytes(8, "little")
+    header[-8:] = (count * dimension).to_bytes(8, "little")
+    return bytes(header)
+
+
+def _read_faiss(path: Path) -> faiss.Index:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} is no FAISS index: {why}; build the index again") from None
+
+
+def _recall(index: faiss.Index) -> float | None:
+    """recall@10 of the index against exact search, with records spread evenly over it as queries."""
+    if not index.ntotal:
+        return None
+    vectors = faiss.rev_swig_ptr(faiss.downcast_index(index).get_xb(), index.ntotal * index.d)
+    vectors = vectors.reshape(index.ntotal, index.d)
+    sample = np.unique(np.linspace(0, index.ntotal - 1, RECALL_QUERIES).astype(np.int64))
+    k = min(RECALL_K, index.ntotal)
+    scores, _ = exact_top_k(vectors[sample], vectors, k)
+    found, _ = index.search(np.ascontiguousarray(vectors[sample]), k)
+    # By score, not by row: records with equal vectors stand in for each other.
+    return float((found >= scores[:, -1:] - 1e-5).mean())

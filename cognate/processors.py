@@ -1,0 +1,36 @@
+"""How many processors this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Count the cores this process may use: its affinity, and its cgroup's CPU quota, rounded up.
+
+    A container on a 64-core host with a quota of 2 gets 2: more threads would only wait for each other.
+
+    Args:
+        cgroup: Where the control group's files are (version 2, or version 1's cpu controller below it).
+
+    Returns:
+        At least 1.
+    """
+    # Not os.sched_getaffinity alone: macOS has none.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def _quota(cgroup: Path) -> float | None:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)

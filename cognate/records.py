@@ -1,0 +1,360 @@
+"""Records, hits, and the files that records are read from."""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from cognate.errors import CognateError, RecordError
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""A longer line of a record file is refused."""
+
+MAX_ID_BYTES = 512
+MAX_LABEL_BYTES = 4096
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+STDIN = "-"
+
+Attributes = Mapping[str, Any]
+Row = tuple[int, Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """A text, and what is known of it.
+
+    Attributes:
+        text: What is encoded; not empty.
+        label: Records with the same label mean the same. None where there is none.
+        id: Its name. None where the file gives none; an index then numbers it.
+        attributes: Any JSON object. None where there is none.
+    """
+
+    text: str
+    label: str | None = None
+    id: str | None = None
+    attributes: Attributes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A record that a search found.
+
+    Attributes:
+        id: The record's id.
+        score: Its cosine similarity with the query, -1 to 1.
+        text: Its text; empty where it was left out.
+        label: Its label, None where it has none.
+        attributes: Its attributes, None where it has none or they were left out.
+    """
+
+    id: str
+    score: float
+    text: str = ""
+    label: str | None = None
+    attributes: Attributes | None = None
+
+
+@dataclass
+class Rejects:
+    """The lines that ``--on-error skip`` passes over, as they are counted and kept.
+
+    Attributes:
+        report: Called with each one.
+        count: How many there were.
+    """
+
+    report: Callable[[RecordError], None]
+    count: int = field(default=0)
+
+    def add(self, error: RecordError) -> None:
+        """Count a bad line and report it."""
+        self.count += 1
+        self.report(error)
+
+
+def read_records(
+    source: str | Path, *, require_label: bool = False, rejects: Rejects | None = None
+) -> Iterator[Record]:
+    """Read records one by one, never holding the file whole.
+
+    Formats, by the name's ending: ``.jsonl`` (or ``.json``), ``.csv``, ``.tsv``, ``.parquet``; the first
+    three also with ``.gz`` or ``.zst`` after it. ``-`` is JSON Lines on standard input. Columns and
+    fields other than text, label, id and attributes are passed over. A label or an id that is a whole
+    number is taken as its digits. In CSV and TSV the attributes are a JSON object in a column.
+
+    Args:
+        source: A path, or ``-``.
+        require_label: Whether a record without a label is bad.
+        rejects: Takes the bad lines; without it the first one raises.
+
+    Yields:
+        Records in the file's order.
+
+    Raises:
+        RecordError: A bad line, where no ``rejects`` takes it; or one after which the rest cannot be
+            read, such as invalid UTF-8 in a CSV file.
+        CognateError: The file is not there, is a folder, is of no known format, or has no records.
+    """
+    name = "<stdin>" if str(source) == STDIN else str(source)
+    found = False
+    for line, row in _rows(source, name, rejects):
+        found = True
+        try:
+            record = _record(row, require_label=require_label)
+        except ValueError as error:
+            refused = RecordError(name, line, str(error))
+            if rejects is None:
+                raise refused from None
+            rejects.add(refused)
+            continue
+        yield record
+    if not found and not (rejects and rejects.count):
+        raise CognateError(f"{name} has no records; give a file with at least one")
+
+
+def read_tables(source: str | Path) -> Iterator[tuple[int, Sequence[str]]]:
+    """Read the lines of a CSV or TSV file (also ``.gz``, ``.zst``), as they stand, header included.
+
+    Args:
+        source: A path.
+
+    Yields:
+        The line's number, from 1, and its cells.
+
+    Raises:
+        RecordError: A line that cannot be read.
+        CognateError: As ``read_records``.
+    """
+    name = str(source)
+    form = _format(name)
+    if form not in (".csv", ".tsv"):
+        raise CognateError(f"{name} is neither .csv nor .tsv (nor one of them with .gz or .zst)")
+    with _open(source, name) as file:
+        yield from _cells(file, name, "\t" if form == ".tsv" else ",")
+
+
+def _format(name: str) -> str:
+    bare = name.lower()
+    for compression in COMPRESSIONS:
+        bare = bare.removesuffix(compression)
+    ending = Path(bare).suffix
+    if ending not in FORMATS:
+        raise CognateError(
+            f"{name} has no ending that says its format; known: {', '.join(FORMATS)}, "
+            f"the text ones also with {' or '.join(COMPRESSIONS)}"
+        )
+    return ending
+
+
+def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Row]:
+    if str(source) == STDIN:
+        yield from _json_rows(sys.stdin.buffer, name, rejects)
+        return
+    form = _format(name)
+    if form == ".parquet":
+        yield from _parquet_rows(Path(source), name)
+        return
+    with _open(source, name) as file:
+        if form in (".csv", ".tsv"):
+            yield from _table_rows(file, name, "\t" if form == ".tsv" else ",", rejects)
+        else:
+            yield from _json_rows(file, name, rejects)
+
+
+@contextlib.contextmanager
+def _open(source: str | Path, name: str) -> Iterator[IO[bytes]]:
+    _check_file(Path(source), name)
+    try:
+        with Path(source).open("rb") as raw:
+            if name.lower().endswith(".gz"):
+                with gzip.open(raw) as file:
+                    yield io.BufferedReader(file)  # type: ignore[type-var]
+            elif name.lower().endswith(".zst"):
+                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as file:
+                    yield io.BufferedReader(file)  # type: ignore[type-var]
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise CognateError(f"{name} cannot be decompressed: {error}; fetch or write it again") from error
+    except OSError as error:
+        raise CognateError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _check_file(path: Path, name: str) -> None:
+    if path.is_dir():
+        raise CognateError(f"{name} is a folder; give a file of records")
+    if not path.exists():
+        raise CognateError(f"{name} does not exist; give a file of records")
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise RecordError(name, number, f"the line is longer than {MAX_LINE_BYTES} bytes")
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _json_rows(file: IO[bytes], name: str, rejects: Rejects | None) -> Iterator[Row]:
+    for number, line in _lines(file, name):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(_decode(line))
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object, found {_type_name(row)}")  # noqa: TRY004
+        except (ValueError, RecursionError) as error:
+            refused = RecordError(name, number, _json_reason(error))
+            if rejects is None:
+                raise refused from None
+            rejects.add(refused)
+            continue
+        yield number, row
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error.msg} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "invalid JSON: nested too deep"
+    return str(error)
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
+
+
+def _cells(file: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    read = 0
+
+    def decoded() -> Iterator[str]:
+        nonlocal read
+        for number, line in _lines(file, name):
+            read = number
+            yield _decode(line)
+
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(decoded(), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield start, cells
+            start = read + 1
+    except (ValueError, csv.Error) as error:
+        raise RecordError(name, read, str(error)) from None
+
+
+def _table_rows(file: IO[bytes], name: str, delimiter: str, rejects: Rejects | None) -> Iterator[Row]:
+    rows = _cells(file, name, delimiter)
+    _, header = next(rows, (1, []))
+    if header and "text" not in header:
+        raise RecordError(name, 1, f"the header has no column named text; it has {', '.join(header)}")
+    for number, cells in rows:
+        if len(cells) != len(header):
+            refused = RecordError(name, number, f"{len(cells)} columns where the header has {len(header)}")
+            if rejects is None:
+                raise refused
+            rejects.add(refused)
+            continue
+        row: dict[str, object] = dict(zip(header, cells, strict=True))
+        # An empty cell of a table is a value that is not there; an empty text is judged as a text.
+        yield number, {key: value for key, value in row.items() if value != "" or key == "text"}
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    # Imported here: pyarrow costs 60 MB, and only Parquet files need it.
+    import pyarrow
+    import pyarrow.parquet
+
+    _check_file(path, name)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = [c for c in ("text", "label", "id", "attributes") if c in file.schema_arrow.names]
+            if "text" not in columns:
+                raise CognateError(
+                    f"{name} has no column named text; it has {', '.join(file.schema_arrow.names)}"
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _record(row: Mapping[str, object], *, require_label: bool) -> Record:
+    if row.get("text") is None:
+        raise ValueError("there is no text")
+    text = row["text"]
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a string, not {_type_name(text)}")  # noqa: TRY004
+    if not text.strip():
+        raise ValueError("the text is empty")
+    _check_unicode("text", text)
+    label = _name(row, "label", MAX_LABEL_BYTES)
+    if require_label and label is None:
+        raise ValueError("there is no label")
+    return Record(text, label, _name(row, "id", MAX_ID_BYTES), _attributes(row.get("attributes")))
+
+
+def _name(row: Mapping[str, object], key: str, max_bytes: int) -> str | None:
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a string or a whole number, not {_type_name(value)}")
+    _check_unicode(key, value)
+    if len(value.encode()) > max_bytes:
+        raise ValueError(f"{key} is longer than {max_bytes} bytes")
+    return value
+
+
+def _attributes(value: object) -> Attributes | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("attributes must be a JSON object") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"attributes must be an object, not {_type_name(value)}")  # noqa: TRY004
+    try:
+        _check_unicode("attributes", json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, RecursionError):
+        raise ValueError("attributes must be made of JSON values") from None
+    return value
+
+
+def _check_unicode(key: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{key} has an unpaired surrogate, which no UTF-8 text can have") from None
+
+
+def _type_name(value: object) -> str:
+    names = {
+        bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list",
+        dict: "an object", type(None): "null",
+    }  # fmt: skip
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,83 @@
+"""Models, bundles and data that the tests share: made once a session, in folders of the session's own."""
+
+import os
+import string
+from pathlib import Path
+
+import pytest
+
+# Before any library asks a hub: the tests have no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+QUORA = Path(__file__).resolve().parents[2] / "shared/data/quora"
+SAMPLE = Path(__file__).resolve().parents[1] / "cognate/sample"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the GPU tests, with the reason, where there is no GPU."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def quora() -> Path:
+    """The folder of real questions; tests that need it skip where it is not there."""
+    if not QUORA.is_dir():
+        pytest.skip("../shared/data/quora is not there")
+    return QUORA
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder of a two-layer BERT with random weights: 32 dimensions, 64 tokens."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    words = ["how", "do", "i", "the", "reset", "password", "printer", "what", "is", "door", "open", "learn"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    (folder / "vocab.txt").write_text("\n".join([*vocabulary, *(w for w in words if w not in vocabulary)]))
+    torch.manual_seed(1)
+    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        # Larger than BERT's, so that random weights tell texts apart.
+        initializer_range=0.3,
+    )
+    BertModel(config).save_pretrained(folder / "transformer")
+    tokenizer.save_pretrained(folder / "transformer")
+    transformer = Transformer(str(folder / "transformer"), max_seq_length=64)
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_word_embedding_dimension()), Normalize()], device="cpu"
+    )
+    model.save(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's bundle."""
+    import exporter
+
+    return exporter.export(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny").folder
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of all-MiniLM-L6-v2 as published."""
+    import exporter
+
+    return exporter.export("minilm", tmp_path_factory.mktemp("bundles") / "minilm").folder
