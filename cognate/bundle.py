@@ -119,7 +119,11 @@ def fingerprint_of(folder: Path, *, max_length: int, prompts: Prompts) -> str:
     """
     names = [path.relative_to(folder).as_posix() for path in sorted((folder / "onnx").rglob("*"))]
     parts: Iterable[str] = (
-        *(f"{name}={sha256_file(folder / name)}" for name in [*names, TOKENIZER] if (folder / name).is_file()),
+        *(
+            f"{name}={sha256_file(folder / name)}"
+            for name in [*names, TOKENIZER]
+            if (folder / name).is_file()
+        ),
         f"max_length={max_length}",
         f"query={prompts.query!r}",
         f"passage={prompts.passage!r}",

@@ -89,9 +89,7 @@ class Encoder:
         self._session = _load_session(self.bundle, self.device, threads or available_cores())
         self._inputs = {value.name for value in self._session.get_inputs()}
 
-    def tokenize(
-        self, texts: Sequence[str], input_type: InputType = "passage"
-    ) -> list[TokenizedText]:
+    def tokenize(self, texts: Sequence[str], input_type: InputType = "passage") -> list[TokenizedText]:
         """Turn texts into token ids, with the prompt before each.
 
         Args:

@@ -93,7 +93,7 @@ def evaluate(
         [
             0
             if query.label is None
-            else relevant_of.get(query.label, 0) - (own >= 0 and index[own].label == query.label)
+            else relevant_of.get(query.label, 0) - (own >= 0 and index[int(own)].label == query.label)
             for query, own in zip(queries, own_rows, strict=True)
         ],
         np.int64,
@@ -101,14 +101,14 @@ def evaluate(
     kept = np.flatnonzero(relevant)
     if not len(kept):
         raise CognateError("no query has a record with its label in the index; check that both have labels")
-    query_vectors = encoder.encode([queries[row].text for row in kept], "query")
+    query_vectors = encoder.encode([queries[int(row)].text for row in kept], "query")
     vectors = encoder.encode([record.text for record in index], "passage")
     # One hit more than asked for, in case one of them is the query itself.
     scores, rows = exact_top_k(query_vectors, vectors, k + 1)
     scores, rows = _without_own(scores, rows, own_rows[kept], min(k, len(index)))
     label_ids = {label: number for number, label in enumerate(relevant_of)}
     index_labels = np.array([-1 if r.label is None else label_ids[r.label] for r in index])
-    query_labels = np.array([label_ids[queries[row].label or ""] for row in kept])
+    query_labels = np.array([label_ids[queries[int(row)].label or ""] for row in kept])
     relevance = np.zeros((len(kept), k), np.bool_)
     found = rows >= 0
     relevance[:, : rows.shape[1]] = (index_labels[rows] == query_labels[:, None]) & found
@@ -139,7 +139,7 @@ def _own_rows(queries: Sequence[Record], index: Sequence[Record]) -> NDArray[np.
     by_object = {id(record): row for row, record in enumerate(index)}
     by_id = {(record.id, record.text): row for row, record in enumerate(index) if record.id is not None}
     return np.array(
-        [by_object.get(id(query), by_id.get((query.id, query.text), -1)) for query in queries], np.int64
+        [by_object.get(id(query), by_id.get((query.id or "", query.text), -1)) for query in queries], np.int64
     )
 
 

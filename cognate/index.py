@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import faiss
 import numpy as np
@@ -24,6 +24,7 @@ VECTORS = "index.faiss"
 RECORDS = "records.sqlite"
 RECALL_QUERIES = 100
 RECALL_K = 10
+RECALL_SCORES = 64 * 1024 * 1024
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -341,9 +342,12 @@ def _recall(index: faiss.Index) -> float | None:
     """recall@10 of the index against exact search, with records spread evenly over it as queries."""
     if not index.ntotal:
         return None
-    vectors = faiss.rev_swig_ptr(faiss.downcast_index(index).get_xb(), index.ntotal * index.d)
+    flat: Any = faiss.downcast_index(index)
+    vectors = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d)
     vectors = vectors.reshape(index.ntotal, index.d)
-    sample = np.unique(np.linspace(0, index.ntotal - 1, RECALL_QUERIES).astype(np.int64))
+    # Fewer for a large index: their scores against all of it are held at once.
+    queries = max(1, min(RECALL_QUERIES, RECALL_SCORES // index.ntotal))
+    sample = np.unique(np.linspace(0, index.ntotal - 1, queries).astype(np.int64))
     k = min(RECALL_K, index.ntotal)
     scores, _ = exact_top_k(vectors[sample], vectors, k)
     found, _ = index.search(np.ascontiguousarray(vectors[sample]), k)

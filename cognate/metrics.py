@@ -24,45 +24,50 @@ Values = NDArray[np.float64]
 
 def precision_at_k(relevance: Relevance, relevant: Counts) -> Values:
     """The share of the k hits that are relevant: |relevant hits| / k, k even where fewer were found."""
-    return relevance.sum(axis=1) / relevance.shape[1]
+    shares: Values = _found(relevance) / relevance.shape[1]
+    return shares
 
 
 def recall_at_k(relevance: Relevance, relevant: Counts) -> Values:
     """The share of the relevant records that were found: |relevant hits| / |relevant|."""
-    return relevance.sum(axis=1) / relevant
+    return _found(relevance) / relevant
 
 
 def f1_score_at_k(relevance: Relevance, relevant: Counts) -> Values:
     """The harmonic mean of precision and recall: 2 |relevant hits| / (k + |relevant|)."""
-    return 2 * relevance.sum(axis=1) / (relevance.shape[1] + relevant)
+    scores: Values = 2 * _found(relevance) / (relevance.shape[1] + relevant)
+    return scores
 
 
 def hit_at_k(relevance: Relevance, relevant: Counts) -> Values:
     """1 where at least one of the k hits is relevant, else 0."""
-    return relevance.any(axis=1).astype(np.float64)
+    return np.asarray(relevance.any(axis=1), np.float64)
 
 
 def reciprocal_rank(relevance: Relevance, relevant: Counts) -> Values:
     """1 / rank of the first relevant hit, 0 where there is none."""
-    return np.where(relevance.any(axis=1), 1.0 / (relevance.argmax(axis=1) + 1), 0.0)
+    first: Values = 1.0 / (relevance.argmax(axis=1) + 1)
+    return first * relevance.any(axis=1)
 
 
 def average_precision(relevance: Relevance, relevant: Counts) -> Values:
     """The sum, over relevant hits, of the precision at their rank, divided by |relevant|."""
     ranks = np.arange(1, relevance.shape[1] + 1)
     precision = relevance.cumsum(axis=1) / ranks
-    return (precision * relevance).sum(axis=1) / relevant
+    total: Values = (precision * relevance).sum(axis=1)
+    return total / relevant
 
 
 def r_precision(relevance: Relevance, relevant: Counts) -> Values:
     """With R = |relevant|: the relevant hits among the first R, divided by R."""
     ranks = np.arange(relevance.shape[1])
-    return (relevance & (ranks < relevant[:, None])).sum(axis=1) / relevant
+    return _found(relevance & (ranks < relevant[:, None])) / relevant
 
 
 def dcg_at_k(relevance: Relevance, relevant: Counts) -> Values:
     """Discounted cumulative gain: the sum over relevant hits of 1 / log2(rank + 1)."""
-    return relevance @ _discounts(relevance.shape[1])
+    gains: Values = relevance @ _discounts(relevance.shape[1])
+    return gains
 
 
 def ndcg_at_k(relevance: Relevance, relevant: Counts) -> Values:
@@ -70,6 +75,11 @@ def ndcg_at_k(relevance: Relevance, relevant: Counts) -> Values:
     k = relevance.shape[1]
     ideal = np.concatenate(([0.0], _discounts(k).cumsum()))
     return dcg_at_k(relevance, relevant) / ideal[np.minimum(relevant, k)]
+
+
+def _found(relevance: Relevance) -> Values:
+    found: Values = relevance.sum(axis=1, dtype=np.float64)
+    return found
 
 
 def _discounts(k: int) -> Values:

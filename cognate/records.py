@@ -7,12 +7,11 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-
-import zstandard
 
 from cognate.errors import CognateError, RecordError
 
@@ -21,9 +20,15 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 MAX_ID_BYTES = 512
 MAX_LABEL_BYTES = 4096
+PARQUET_BATCH = 1024
+"""Rows of a Parquet file that are held at a time."""
+
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
+COLUMNS = ("text", "label", "id", "attributes")
 STDIN = "-"
+EMPTY_TEXT = "the text is empty"
+"""The reason of the RecordError of such a record."""
 
 Attributes = Mapping[str, Any]
 Row = tuple[int, Mapping[str, object]]
@@ -106,6 +111,14 @@ def read_records(
             read, such as invalid UTF-8 in a CSV file.
         CognateError: The file is not there, is a folder, is of no known format, or has no records.
     """
+    for _, record in read_numbered_records(source, require_label=require_label, rejects=rejects):
+        yield record
+
+
+def read_numbered_records(
+    source: str | Path, *, require_label: bool = False, rejects: Rejects | None = None
+) -> Iterator[tuple[int, Record]]:
+    """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1."""
     name = "<stdin>" if str(source) == STDIN else str(source)
     found = False
     for line, row in _rows(source, name, rejects):
@@ -118,7 +131,7 @@ def read_records(
                 raise refused from None
             rejects.add(refused)
             continue
-        yield record
+        yield line, record
     if not found and not (rejects and rejects.count):
         raise CognateError(f"{name} has no records; give a file with at least one")
 
@@ -174,21 +187,24 @@ def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Ro
 
 @contextlib.contextmanager
 def _open(source: str | Path, name: str) -> Iterator[IO[bytes]]:
-    _check_file(Path(source), name)
     try:
+        _check_file(Path(source), name)
         with Path(source).open("rb") as raw:
             if name.lower().endswith(".gz"):
                 with gzip.open(raw) as file:
-                    yield io.BufferedReader(file)  # type: ignore[type-var]
+                    yield io.BufferedReader(file)
             elif name.lower().endswith(".zst"):
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as file:
-                    yield io.BufferedReader(file)  # type: ignore[type-var]
+                # Imported here, as for Parquet. Unlike zstandard's reader it refuses a truncated file.
+                import pyarrow
+
+                with pyarrow.CompressedInputStream(raw, "zstd") as file:
+                    yield io.BufferedReader(file)
             else:
                 yield raw
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise CognateError(f"{name} cannot be read: {error.strerror}") from error
         raise CognateError(f"{name} cannot be decompressed: {error}; fetch or write it again") from error
-    except OSError as error:
-        raise CognateError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -256,15 +272,31 @@ def _cells(file: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, li
             if cells:
                 yield start, cells
             start = read + 1
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
+        raise RecordError(name, start, _csv_reason(error)) from None
+    except ValueError as error:
         raise RecordError(name, read, str(error)) from None
+
+
+def _csv_reason(error: csv.Error) -> str:
+    reason = str(error)
+    if reason == "unexpected end of data":
+        return "a quote that is opened here is never closed"
+    if reason.startswith("new-line character"):
+        return "a carriage return in a cell without quotes"
+    if reason.endswith("expected after '\"'"):
+        return f"{reason} that ends a cell; double the quotes inside one"
+    return reason
 
 
 def _table_rows(file: IO[bytes], name: str, delimiter: str, rejects: Rejects | None) -> Iterator[Row]:
     rows = _cells(file, name, delimiter)
-    _, header = next(rows, (1, []))
+    line, header = next(rows, (1, []))
     if header and "text" not in header:
-        raise RecordError(name, 1, f"the header has no column named text; it has {', '.join(header)}")
+        raise RecordError(name, line, f"the header has no column named text; it has {', '.join(header)}")
+    for column in COLUMNS:
+        if header.count(column) > 1:
+            raise RecordError(name, line, f"the header has more than one column named {column}")
     for number, cells in rows:
         if len(cells) != len(header):
             refused = RecordError(name, number, f"{len(cells)} columns where the header has {len(header)}")
@@ -282,19 +314,23 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    _check_file(path, name)
+    number = 0
     try:
+        _check_file(path, name)
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [c for c in ("text", "label", "id", "attributes") if c in file.schema_arrow.names]
+            columns = [column for column in COLUMNS if column in file.schema_arrow.names]
             if "text" not in columns:
                 raise CognateError(
                     f"{name} has no column named text; it has {', '.join(file.schema_arrow.names)}"
                 )
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
+    except UnicodeDecodeError:
+        raise RecordError(
+            name, number + 1, f"invalid UTF-8 in this row or one of the {PARQUET_BATCH - 1} after it"
+        ) from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -306,7 +342,7 @@ def _record(row: Mapping[str, object], *, require_label: bool) -> Record:
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, not {_type_name(text)}")  # noqa: TRY004
     if not text.strip():
-        raise ValueError("the text is empty")
+        raise ValueError(EMPTY_TEXT)
     _check_unicode("text", text)
     label = _name(row, "label", MAX_LABEL_BYTES)
     if require_label and label is None:
@@ -339,9 +375,10 @@ def _attributes(value: object) -> Attributes | None:
     if not isinstance(value, dict):
         raise ValueError(f"attributes must be an object, not {_type_name(value)}")  # noqa: TRY004
     try:
-        _check_unicode("attributes", json.dumps(value, ensure_ascii=False, allow_nan=False))
-    except (TypeError, RecursionError):
-        raise ValueError("attributes must be made of JSON values") from None
+        dumped = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("attributes must be made of JSON values (so no NaN, infinity or date)") from None
+    _check_unicode("attributes", dumped)
     return value
 
 

@@ -6,12 +6,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import optimum.exporters.onnx
 import tokenizers
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from cognate import models
 from cognate.artifact import check_destination, publishing
@@ -60,8 +61,8 @@ def export(source: str | Path, destination: str | Path, *, force: bool = False) 
             if manifest.parity.min_cosine < MIN_COSINE:
                 raise ModelError(
                     f"{source} was not exported: the smallest cosine between torch's vectors and the "
-                    f"bundle's is {manifest.parity.min_cosine:.6f}, below {MIN_COSINE}; this model is not one "
-                    "that ONNX export handles"
+                    f"bundle's is {manifest.parity.min_cosine:.6f}, below {MIN_COSINE}; this model "
+                    "is not one that ONNX export handles"
                 )
     return Bundle.open(destination)
 
@@ -71,7 +72,9 @@ def _check_modules(model: SentenceTransformer, source: str | Path) -> str:
     modules = list(model)
     for module in modules:
         if not isinstance(module, Transformer | Pooling | Dense | Normalize):
-            raise ModelError(f"{source} has a module {type(module).__name__}, which cannot be exported to ONNX")
+            raise ModelError(
+                f"{source} has a module {type(module).__name__}, which cannot be exported to ONNX"
+            )
     if not modules or not isinstance(modules[0], Transformer):
         raise ModelError(f"{source} does not begin with a transformer, so it cannot be exported to ONNX")
     poolings = [module for module in modules if isinstance(module, Pooling)]
@@ -133,7 +136,7 @@ def _write_manifest(model: SentenceTransformer, folder: Path, *, source: str, po
     )
     fields: dict[str, object] = {
         "model": source if len(Path(source).parts) < 3 else Path(source).name,
-        "dimension": model.get_sentence_embedding_dimension(),
+        "dimension": model.get_embedding_dimension(),
         "max_length": _max_length(model),
         "pooling": pooling,
         "precision": "fp32",
@@ -148,13 +151,13 @@ def _write_manifest(model: SentenceTransformer, folder: Path, *, source: str, po
     texts = parity_texts(draft.max_length)
     ours = Encoder(Bundle(folder, draft), device="cpu").encode(texts)
     theirs = model.encode(texts, prompt=prompts.passage, show_progress_bar=False)
-    return BundleManifest.write(folder, parity=measure_parity(theirs, ours), **fields)
+    return BundleManifest.write(folder, parity=measure_parity(np.asarray(theirs), ours), **fields)
 
 
 def _max_length(model: SentenceTransformer) -> int:
     if model.max_seq_length:
         return int(model.max_seq_length)
-    return int(getattr(model[0].auto_model.config, "max_position_embeddings", 512))
+    return int(getattr(model[0].auto_model.config, "max_position_embeddings", 512))  # type: ignore[union-attr]
 
 
 def _opset(graph: Path) -> int:
@@ -168,9 +171,7 @@ class _quiet(warnings.catch_warnings):  # noqa: N801
     def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         for name in ("optimum", "torch.onnx", "sentence_transformers"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-

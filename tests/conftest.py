@@ -37,7 +37,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence-transformers folder of a two-layer BERT with random weights: 32 dimensions, 64 tokens."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "transformer")
     transformer = Transformer(str(folder / "transformer"), max_seq_length=64)
     model = SentenceTransformer(
-        modules=[transformer, Pooling(transformer.get_word_embedding_dimension()), Normalize()], device="cpu"
+        modules=[transformer, Pooling(transformer.get_embedding_dimension()), Normalize()], device="cpu"
     )
     model.save(str(folder / "model"), create_model_card=False)
     return folder / "model"

@@ -1,0 +1,61 @@
+# syntax=docker/dockerfile:1
+# Three images from one file:
+#   docker build --target serve -t cognate:serve .            the service on a CPU, no torch
+#   docker build --target serve-gpu -t cognate:serve-gpu .    the service on CUDA, no torch
+#   docker build --target train -t cognate:train .            trainer, exporter and indexer
+
+FROM python:3.12-slim-bookworm AS cpu
+RUN useradd --create-home --uid 10001 cognate
+ENV PATH=/opt/cognate/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+FROM nvidia/cuda:12.9.1-cudnn-runtime-ubuntu24.04 AS gpu
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y python3=3.12.* python3-venv=3.12.* \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 10001 cognate
+ENV PATH=/opt/cognate/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# Each build stage makes the virtual environment on the base that it will run on.
+FROM cpu AS build-serve
+WORKDIR /src
+COPY . .
+RUN python3 -m venv /opt/cognate && pip install -c constraints.txt '.[serve]'
+
+FROM gpu AS build-serve-gpu
+WORKDIR /src
+COPY . .
+RUN python3 -m venv /opt/cognate && pip install -c constraints.txt '.[serve-gpu]'
+
+FROM cpu AS build-train
+WORKDIR /src
+COPY . .
+RUN python3 -m venv /opt/cognate && pip install -c constraints.txt '.[train]'
+
+FROM cpu AS serve
+COPY --from=build-serve /opt/cognate /opt/cognate
+ENV COGNATE_HOST=0.0.0.0
+USER 10001
+WORKDIR /home/cognate
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["cognate", "health"]
+ENTRYPOINT ["cognate"]
+CMD ["serve", "--bundle", "/bundle", "--index", "/index"]
+
+FROM gpu AS serve-gpu
+COPY --from=build-serve-gpu /opt/cognate /opt/cognate
+ENV COGNATE_HOST=0.0.0.0
+USER 10001
+WORKDIR /home/cognate
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["cognate", "health"]
+ENTRYPOINT ["cognate"]
+CMD ["serve", "--bundle", "/bundle", "--index", "/index", "--device", "cuda"]
+
+# Not a server: there is no health to ask for.
+FROM cpu AS train
+COPY --from=build-train /opt/cognate /opt/cognate
+USER 10001
+WORKDIR /home/cognate
+HEALTHCHECK NONE
+ENTRYPOINT ["cognate"]
+CMD ["--help"]

@@ -1,0 +1,60 @@
+"""``cognate search``."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cognate.cli.encode import TARGET
+from cognate.cli.terminal import note, out, print_json
+from cognate.client import Client
+from cognate.records import Hit
+
+
+def search(
+    text: Annotated[str, typer.Argument(help="What to search for.")],
+    target: Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")] = TARGET,
+    top_k: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
+    index: Annotated[str | None, typer.Option(help="Name of the index, where there are several.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Leave out hits with a smaller cosine.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask a running server for the records that mean the same as a text.
+
+    Example: cognate search "How do I learn Python?" --top-k 5
+    """
+    with Client(target, timeout=timeout) as client:
+        hits = client.search(text, top_k=top_k, index=index, min_score=min_score)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": hit.id,
+                    "score": hit.score,
+                    "text": hit.text,
+                    "label": hit.label,
+                    "attributes": hit.attributes,
+                }
+                for hit in hits
+            ]
+        )
+        return
+    if hits:
+        out.print(hits_table(hits))
+    if len(hits) < top_k:
+        bound = "" if min_score is None else f" with a score of at least {min_score}"
+        note(f"the index has {len(hits)} hits{bound}, fewer than the {top_k} asked for")
+
+
+def hits_table(hits: Sequence[Hit]) -> Table:
+    """A table of hits, best first."""
+    table = Table()
+    for name, justify in (("score", "right"), ("id", "left"), ("label", "left"), ("text", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for hit in hits:
+        table.add_row(f"{hit.score:.4f}", hit.id, hit.label or "", hit.text)
+    return table

@@ -1,0 +1,7 @@
+"""``cognate serve``."""
+
+import typer
+
+
+def serve() -> None:
+    """x"""

@@ -1,0 +1,448 @@
+"""The wire contract in Python's own types: requests made from arguments, results read from answers.
+
+All of it is pure, and shared by ``Client`` and ``AsyncClient``.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf import struct_pb2
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from cognate.bundle import InputType
+from cognate.errors import CognateError
+from cognate.records import Hit
+from cognate.v1 import embedding_pb2, index_pb2, info_pb2, search_pb2
+
+Query = str | NDArray[Any]
+"""A text, or a vector that was encoded before: any real dtype, shape (dimension,)."""
+
+MAX_TEXTS_PER_CALL = 256
+"""A longer list is sent in several calls, so that each is done well within its timeout."""
+
+MAX_HITS_PER_CALL = 16384
+"""Hits that one call asks for, top_k times queries; bounds the answer."""
+
+ITEM_OVERHEAD = 24
+"""More bytes than the contract puts around a text or a query."""
+
+REQUEST_OVERHEAD = 4096
+"""More bytes than the contract puts beside a request's texts or queries."""
+
+LARGEST_EXACT_INTEGER = 2**53
+"""The whole numbers up to here are exact in the doubles that Struct holds numbers in."""
+
+_MAX_UINT32 = 2**32 - 1
+_INPUT_TYPES = {
+    "query": embedding_pb2.INPUT_TYPE_QUERY,
+    "passage": embedding_pb2.INPUT_TYPE_PASSAGE,
+}
+
+_Request = TypeVar("_Request", embedding_pb2.EncodeRequest, search_pb2.SearchRequest)
+_Fields = TypeVar("_Fields", "Timings", "ModelDescription", "Limits")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went on the server, in microseconds.
+
+    Attributes:
+        queue_us: Waiting for a batch.
+        tokenize_us: Turning text into tokens.
+        encode_us: The model.
+        search_us: The index, with fetching records.
+    """
+
+    queue_us: int
+    tokenize_us: int
+    encode_us: int
+    search_us: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """What encoding gave, in the order of the texts.
+
+    Attributes:
+        vectors: float32, shape (texts, dimension), unit length.
+        tokens: Tokens of each text that the model saw, special tokens and prompt included.
+        truncated: Whether each text was longer than the model takes, and cut.
+        model: The model's name.
+        fingerprint: Of the bundle: vectors of two fingerprints must not be mixed.
+        timings: Where the time went, summed over the calls that the list took.
+    """
+
+    vectors: NDArray[np.float32]
+    tokens: list[int]
+    truncated: list[bool]
+    model: str
+    fingerprint: str
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDescription:
+    """An index that a server holds.
+
+    Attributes:
+        name: What ``search`` takes.
+        kind: How it is searched: "flat" is exact.
+        count: Number of records.
+        dimension: Components of a vector.
+        metric: "cosine".
+        fingerprint: Of the bundle that its vectors are of.
+        created_at: When it was built, in UTC.
+    """
+
+    name: str
+    kind: str
+    count: int
+    dimension: int
+    metric: str
+    fingerprint: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The model that a server encodes with.
+
+    Attributes:
+        name: What it was exported from.
+        fingerprint: sha256 of whatever decides its vectors, in hexadecimal.
+        dimension: Components of an embedding.
+        max_length: Tokens that it reads of a text, special tokens included.
+        pooling: How token vectors become one: "mean", "cls", …
+        precision: Number format of the weights: "fp32", …
+        query_prompt: What is put before a query, often empty.
+        passage_prompt: What is put before a passage, often empty.
+    """
+
+    name: str
+    fingerprint: str
+    dimension: int
+    max_length: int
+    pooling: str
+    precision: str
+    query_prompt: str
+    passage_prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may ask of a server.
+
+    Attributes:
+        max_texts: Texts or queries.
+        max_text_bytes: Bytes of UTF-8 in a text.
+        max_top_k: Hits for a query.
+        max_message_bytes: Bytes of a request.
+        max_batch_tokens: Tokens of a batch, padding included.
+        max_queue_tokens: Tokens waiting, over which calls are refused.
+    """
+
+    max_texts: int
+    max_text_bytes: int
+    max_top_k: int
+    max_message_bytes: int
+    max_batch_tokens: int
+    max_queue_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server runs and what it takes.
+
+    Attributes:
+        model: The model.
+        limits: The limits.
+        versions: Of what runs, by name: cognate, onnxruntime, faiss, python.
+        device: Where the model runs: "cpu" or "cuda".
+    """
+
+    model: ModelDescription
+    limits: Limits
+    versions: dict[str, str]
+    device: str
+
+
+def encode_request(
+    texts: Sequence[str],
+    *,
+    input_type: InputType,
+    allow_truncation: bool,
+    dimension: int | None,
+) -> embedding_pb2.EncodeRequest:
+    """Make a request to encode texts, of any number; ``split`` makes it fit a server.
+
+    Raises:
+        CognateError: The texts are no list of strings or there are none, or an argument is out of range.
+    """
+    _check_list("texts", texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CognateError(f"texts[{position}] is of type {type(text).__name__}; give a string")
+        _check_unicode("texts", position, text)
+    return embedding_pb2.EncodeRequest(
+        texts=texts,
+        input_type=_input_type(input_type),
+        truncation=_truncation(allow_truncation),
+        format=embedding_pb2.EMBEDDING_FORMAT_PACKED,
+        dimension=0 if dimension is None else _at_least_one("dimension", dimension),
+    )
+
+
+def search_request(
+    queries: Sequence[Query] | NDArray[Any],
+    *,
+    top_k: int,
+    index: str | None,
+    min_score: float | None,
+    input_type: InputType,
+    allow_truncation: bool,
+    include_text: bool,
+    include_attributes: bool,
+) -> search_pb2.SearchRequest:
+    """Make a request to search, with any number of queries; ``split`` makes it fit a server.
+
+    Raises:
+        CognateError: A query is neither a text nor a finite vector, there is none, or an argument is out
+            of range.
+    """
+    _check_list("queries", queries)
+    if min_score is not None and not math.isfinite(min_score):
+        raise CognateError(f"min_score is {min_score}; give a cosine between -1 and 1, or None")
+    return search_pb2.SearchRequest(
+        queries=[_query(position, query) for position, query in enumerate(queries)],
+        index=index or "",
+        top_k=_at_least_one("top_k", top_k),
+        min_score=min_score,
+        input_type=_input_type(input_type),
+        truncation=_truncation(allow_truncation),
+        omit_text=not include_text,
+        omit_attributes=not include_attributes,
+    )
+
+
+def split(request: _Request, limits: Limits) -> Iterator[tuple[int, _Request]]:
+    """Split a request into ones that a server takes.
+
+    Args:
+        request: With any number of texts or queries, at least one.
+        limits: The server's.
+
+    Yields:
+        The position of the part's first text or query, and the part; in order.
+
+    Raises:
+        CognateError: A text is longer than the server takes.
+    """
+    if isinstance(request, embedding_pb2.EncodeRequest):
+        field, most = "texts", MAX_TEXTS_PER_CALL
+    else:
+        field, most = "queries", max(1, min(MAX_TEXTS_PER_CALL, MAX_HITS_PER_CALL // request.top_k))
+    items = getattr(request, field)
+    sizes = [_size(field, position, item, limits) for position, item in enumerate(items)]
+    settings = type(request)()
+    settings.CopyFrom(request)
+    settings.ClearField(field)
+    for first, end in _ranges(
+        sizes, min(most, limits.max_texts), limits.max_message_bytes - REQUEST_OVERHEAD
+    ):
+        part = type(request)()
+        part.CopyFrom(settings)
+        getattr(part, field).extend(items[first:end])
+        yield first, part
+
+
+def embeddings(parts: Sequence[embedding_pb2.EncodeResponse], count: int) -> Embeddings:
+    """Read the answers to the parts of a request.
+
+    Args:
+        parts: In order, at least one.
+        count: How many texts were sent.
+
+    Raises:
+        CognateError: There are not as many embeddings as texts, or they differ in length or model.
+    """
+    packed = [embedding.packed for part in parts for embedding in part.embeddings]
+    usages = [usage for part in parts for usage in part.usages]
+    if not len(packed) == len(usages) == count:
+        raise _unlike("embeddings", len(packed), count)
+    if len({len(vector) for vector in packed}) != 1 or len(packed[0]) % 4 or not packed[0]:
+        raise CognateError("the server's embeddings differ in length; is it of this version?")
+    if len({part.fingerprint for part in parts}) != 1:
+        raise CognateError("the server changed its model between two calls for one list; encode it again")
+    return Embeddings(
+        # astype copies: what numpy reads from bytes cannot be written to.
+        vectors=np.frombuffer(b"".join(packed), "<f4").reshape(count, -1).astype(np.float32),
+        tokens=[usage.tokens for usage in usages],
+        truncated=[usage.truncated for usage in usages],
+        model=parts[0].model,
+        fingerprint=parts[0].fingerprint,
+        timings=Timings(
+            *(
+                sum(getattr(part.timings, field.name) for part in parts)
+                for field in dataclasses.fields(Timings)
+            )
+        ),
+    )
+
+
+def hits(parts: Sequence[search_pb2.SearchResponse], count: int) -> list[list[Hit]]:
+    """Read the answers to the parts of a request.
+
+    Args:
+        parts: In order.
+        count: How many queries were sent.
+
+    Raises:
+        CognateError: There are not as many lists of hits as queries.
+    """
+    results = [result for part in parts for result in part.results]
+    if len(results) != count:
+        raise _unlike("lists of hits", len(results), count)
+    return [[_hit(hit) for hit in result.hits] for result in results]
+
+
+def server_info(response: info_pb2.GetInfoResponse) -> ServerInfo:
+    """Read a server's description."""
+    return ServerInfo(
+        model=_fields(ModelDescription, response.model),
+        limits=_fields(Limits, response.limits),
+        versions=dict(response.versions),
+        device=response.device,
+    )
+
+
+def index_descriptions(response: index_pb2.ListIndexesResponse) -> list[IndexDescription]:
+    """Read a list of indexes."""
+    return [
+        IndexDescription(
+            name=index.name,
+            kind=index.kind,
+            count=index.count,
+            dimension=index.dimension,
+            metric=index.metric,
+            fingerprint=index.fingerprint,
+            created_at=index.created_at.ToDatetime(tzinfo=UTC),
+        )
+        for index in response.indexes
+    ]
+
+
+def plain_value(value: struct_pb2.Value) -> Any:
+    """Turn a Value into what ``json`` would give; whole numbers, which it holds as doubles, become int."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return {key: plain_value(item) for key, item in value.struct_value.fields.items()}
+        case "list_value":
+            return [plain_value(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            whole = number.is_integer() and abs(number) <= LARGEST_EXACT_INTEGER
+            return int(number) if whole else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None
+
+
+def _hit(hit: search_pb2.Hit) -> Hit:
+    attributes = None
+    if hit.HasField("attributes"):
+        attributes = {key: plain_value(value) for key, value in hit.attributes.fields.items()}
+    return Hit(hit.id, hit.score, hit.text, hit.label or None, attributes)
+
+
+def _query(position: int, query: object) -> search_pb2.Query:
+    if isinstance(query, str):
+        _check_unicode("queries", position, query)
+        return search_pb2.Query(text=query)
+    if not isinstance(query, np.ndarray) or query.ndim != 1 or query.dtype.kind not in "fiu":
+        what = (
+            f"a {query.dtype} array of shape {query.shape}"
+            if isinstance(query, np.ndarray)
+            else f"of type {type(query).__name__}"
+        )
+        raise CognateError(
+            f"queries[{position}] is {what}; give a string, or a vector: a numpy array of shape (dimension,)"
+        )
+    with np.errstate(over="ignore"):
+        vector = query.astype("<f4")
+    if not np.isfinite(vector).all():
+        raise CognateError(f"queries[{position}] has a component that is not finite in float32")
+    return search_pb2.Query(embedding=embedding_pb2.Embedding(packed=vector.tobytes()))
+
+
+def _size(field: str, position: int, item: str | search_pb2.Query, limits: Limits) -> int:
+    text = item if isinstance(item, str) else item.text
+    size = len(text.encode())
+    if size > limits.max_text_bytes:
+        raise CognateError(
+            f"{field}[{position}] has {size} bytes; the server takes at most {limits.max_text_bytes}, "
+            "so shorten or split it"
+        )
+    return ITEM_OVERHEAD + (size if isinstance(item, str) else item.ByteSize())
+
+
+def _ranges(sizes: Sequence[int], max_items: int, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut positions into runs that are within both bounds; an item larger than max_bytes is one alone."""
+    first = total = 0
+    for position, size in enumerate(sizes):
+        if position > first and (position - first == max_items or total + size > max_bytes):
+            yield first, position
+            first, total = position, 0
+        total += size
+    yield first, len(sizes)
+
+
+def _check_list(name: str, values: object) -> None:
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise CognateError(f"{name} is of type {type(values).__name__}; give a list, even of one")
+    if not len(values):
+        raise CognateError(f"{name} is empty; give at least one")
+
+
+def _check_unicode(field: str, position: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CognateError(
+            f"{field}[{position}] has an unpaired surrogate, which no UTF-8 text can have"
+        ) from None
+
+
+def _at_least_one(name: str, value: int) -> int:
+    # operator.index takes numpy's whole numbers too, and no float.
+    if not hasattr(value, "__index__") or not 1 <= operator.index(value) <= _MAX_UINT32:
+        raise CognateError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    return operator.index(value)
+
+
+def _input_type(input_type: str) -> embedding_pb2.InputType:
+    if input_type not in _INPUT_TYPES:
+        raise CognateError(f"input_type is {input_type!r}; it must be one of {', '.join(_INPUT_TYPES)}")
+    return _INPUT_TYPES[input_type]
+
+
+def _truncation(allowed: bool) -> embedding_pb2.Truncation:
+    return embedding_pb2.TRUNCATION_ALLOWED if allowed else embedding_pb2.TRUNCATION_REFUSED
+
+
+def _fields(kind: type[_Fields], message: Message) -> _Fields:
+    """Read a message whose fields have the names of the dataclass's."""
+    return kind(**{field.name: getattr(message, field.name) for field in dataclasses.fields(kind)})
+
+
+def _unlike(what: str, got: int, wanted: int) -> CognateError:
+    return CognateError(f"the server answered with {got} {what} for {wanted}; is it of this version?")

@@ -1,0 +1,92 @@
+"""Class-balanced batches: P labels, up to K records of each, every record once an epoch."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+OPEN_BATCHES = 64
+"""How many batches are filled at a time. More find a place for a label that is in many of them."""
+
+
+def class_balanced_batches(
+    labels: Sequence[int], *, labels_per_batch: int, records_per_label: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """Share records out over batches so that every record of a batch has another of its label there.
+
+    The records of a label are shuffled and cut into even chunks of at most ``records_per_label`` (one more
+    where that leaves a record alone). The chunks, shuffled, each go to a batch that has none of that label
+    yet.
+
+    Args:
+        labels: The label of each record; each occurs at least twice.
+        labels_per_batch: Chunks of a batch; the last ones may have fewer, but at least 2.
+        records_per_label: Records of a chunk, at least 2.
+        rng: Decides the order.
+
+    Yields:
+        Positions in ``labels``; together each once, but those of an incomplete last batch of one label.
+    """
+    by_label: dict[int, list[int]] = {}
+    for position in rng.permutation(len(labels)):
+        by_label.setdefault(labels[position], []).append(int(position))
+    chunks = [
+        (label, chunk.tolist())
+        for label, positions in by_label.items()
+        for chunk in np.array_split(
+            np.array(positions), max(1, min(-(-len(positions) // records_per_label), len(positions) // 2))
+        )
+    ]
+    batches: list[dict[int, list[int]]] = []
+    for number in rng.permutation(len(chunks)):
+        label, chunk = chunks[number]
+        batch = next((batch for batch in batches if label not in batch), None)
+        if batch is None:
+            batches.append(batch := {})
+        batch[label] = chunk
+        if len(batch) == labels_per_batch or len(batches) > OPEN_BATCHES:
+            full = batch if len(batch) == labels_per_batch else batches[0]
+            batches = [other for other in batches if other is not full]
+            if len(full) > 1:
+                yield [position for records in full.values() for position in records]
+    for batch in batches:
+        if len(batch) > 1:
+            yield [position for records in batch.values() for position in records]
+
+
+class ClassBalancedBatchSampler(DefaultBatchSampler):
+    """Gives sentence-transformers' trainer the batches of each epoch, the same ones for the same seed."""
+
+    def __init__(
+        self, labels: Sequence[int], *, labels_per_batch: int, records_per_label: int, seed: int
+    ) -> None:
+        """Take the label of every record of the data set, in its order."""
+        super().__init__(
+            range(len(labels)), batch_size=labels_per_batch * records_per_label, drop_last=False, seed=seed
+        )
+        self.seed = seed
+        self._labels = labels
+        self._labels_per_batch = labels_per_batch
+        self._records_per_label = records_per_label
+        self._drawn: tuple[int, list[list[int]]] | None = None
+
+    def _batches(self) -> list[list[int]]:
+        epoch = getattr(self, "epoch", 0)
+        if self._drawn is None or self._drawn[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            drawn = class_balanced_batches(
+                self._labels,
+                labels_per_batch=self._labels_per_batch,
+                records_per_label=self._records_per_label,
+                rng=rng,
+            )
+            self._drawn = epoch, list(drawn)
+        return self._drawn[1]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Give the batches of this epoch."""
+        return iter(self._batches())
+
+    def __len__(self) -> int:
+        """How many batches this epoch has."""
+        return len(self._batches())

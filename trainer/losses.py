@@ -1,0 +1,142 @@
+"""A pytorch-metric-learning loss and miner over a batch, as sentence-transformers' trainer calls them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import torch
+from pytorch_metric_learning import distances, losses, miners
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from cognate.errors import CognateError
+from trainer.options import Option
+
+MICRO_BATCH = 32
+"""Texts that go through the model together. Sorted by length, they need little padding."""
+
+
+class MetricLoss(nn.Module):
+    """Embeds a batch, mines it, and gives its loss.
+
+    The batch goes through the model in micro-batches of texts of like lengths, whose embeddings are
+    joined before the miner and the loss see them: the mathematics is that of one batch, with less padding.
+    """
+
+    def __init__(self, model: SentenceTransformer, loss: nn.Module, miner: nn.Module | None) -> None:
+        """Take a model, a pytorch-metric-learning loss and, or not, a miner."""
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            features: One element: input_ids, attention_mask, … each int64 of shape (texts, tokens).
+            labels: int64, shape (texts,).
+
+        Returns:
+            A scalar.
+
+        Raises:
+            CognateError: It is not finite.
+        """
+        embeddings = self.embed(features[0])
+        mined = None if self.miner is None else self.miner(embeddings, labels)
+        loss: Tensor = self.loss(embeddings, labels, mined)
+        if not torch.isfinite(loss):
+            raise CognateError(
+                "the loss is not finite, so training was stopped; try a smaller --learning-rate, or look for "
+                "damaged texts with cognate data check"
+            )
+        return loss
+
+    def embed(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Embed a batch: float, shape (texts, dimension), in the order of the batch."""
+        lengths = features["attention_mask"].sum(dim=1)
+        order = torch.argsort(lengths, descending=True, stable=True)
+        embeddings = []
+        for rows in torch.split(order, MICRO_BATCH):
+            longest = int(lengths[rows[0]])
+            micro = {
+                name: value[rows, :longest]
+                for name, value in features.items()
+                if isinstance(value, Tensor) and value.dim() == 2
+            }
+            embeddings.append(self.model(micro)["sentence_embedding"])
+        return torch.cat(embeddings)[torch.argsort(order)]
+
+
+def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimension: int) -> nn.Module:
+    """Make a pytorch-metric-learning loss, over cosine similarity where it takes a distance.
+
+    Args:
+        name: Its class name.
+        options: Its arguments.
+        labels: How many labels the data has, for losses that learn a vector for each.
+        dimension: Components of an embedding, for the same.
+
+    Raises:
+        CognateError: There is no such loss, or it does not take these options.
+    """
+    known = {"num_classes": labels, "embedding_size": dimension}
+    return _make(
+        losses, "loss", name, options, lambda wanted: {k: v for k, v in known.items() if k in wanted}
+    )
+
+
+def make_miner(name: str, options: Mapping[str, Option]) -> nn.Module | None:
+    """Make a pytorch-metric-learning miner, over cosine similarity where it takes a distance.
+
+    Args:
+        name: Its class name, or "none".
+        options: Its arguments.
+
+    Raises:
+        CognateError: There is no such miner, or it does not take these options.
+    """
+    if name == "none":
+        return None
+    return _make(miners, "miner", name, options, lambda wanted: {})
+
+
+def _make(
+    library: ModuleType,
+    kind: str,
+    name: str,
+    options: Mapping[str, Option],
+    known: Callable[[set[str]], dict[str, int]],
+) -> nn.Module:
+    classes = {
+        key: value
+        for key, value in vars(library).items()
+        if inspect.isclass(value) and issubclass(value, nn.Module) and not key.startswith("Base")
+    }
+    if name not in classes:
+        raise CognateError(f"there is no {kind} {name!r}; those that exist are {', '.join(sorted(classes))}")
+    wanted = _arguments(classes[name])
+    unknown = sorted(set(options) - wanted)
+    if unknown:
+        raise CognateError(
+            f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
+        )
+    try:
+        made: nn.Module = classes[name](**known(wanted), **options, distance=distances.CosineSimilarity())
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CognateError(
+            f"{name} cannot be made from these options: {error or 'a value is wrong'}"
+        ) from error
+    return made
+
+
+def _arguments(cls: type) -> set[str]:
+    """The names of a class's constructor arguments, its parents' included, those that a flag can give."""
+    names: set[str] = set()
+    for parent in cls.__mro__:
+        if parent is nn.Module:
+            break
+        if "__init__" in vars(parent):
+            names |= set(inspect.signature(parent).parameters)
+    return names - {"kwargs", "args", "self", "distance", "reducer", "embedding_regularizer", "collect_stats"}
