@@ -1,5 +1,6 @@
 """The clients of a Cognate server: ``Client``, and ``AsyncClient`` with the same methods to await."""
 
+import asyncio
 import json
 import math
 import re
@@ -42,18 +43,14 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 SERVING = 1
 """grpc.health.v1.HealthCheckResponse.SERVING."""
 
-_RETRIED = [
-    {"service": "cognate.v1.EmbeddingService"},
-    {"service": "cognate.v1.SearchService"},
-    {"service": "cognate.v1.IndexService"},
-    {"service": "cognate.v1.InfoService"},
-    # Check is left out: it asks how things are now.
-    {"service": "grpc.health.v1.Health", "method": "Watch"},
-]
+WATCH_PAUSE = 0.1
+"""Seconds before a broken watch of a server's health is begun again, lest it spin."""
+
+_RETRIED = ("EmbeddingService", "SearchService", "IndexService", "InfoService")
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": _RETRIED,
+            "name": [{"service": f"cognate.v1.{service}"} for service in _RETRIED],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.1s",
@@ -352,6 +349,7 @@ class Client:
                     raise _not_ready(error, self.target, timeout) from error
             finally:
                 watch.cancel()
+            time.sleep(WATCH_PAUSE)
 
     def _get_limits(self, timeout: float | None) -> Limits:
         return self._limits or self.info(timeout=timeout).limits
@@ -506,6 +504,7 @@ class AsyncClient:
                     raise _not_ready(error, self.target, timeout) from error
             finally:
                 watch.cancel()
+            await asyncio.sleep(WATCH_PAUSE)
 
     @property
     def _methods(self) -> "_Methods":

@@ -357,7 +357,7 @@ def _name(row: Mapping[str, object], key: str, max_bytes: int) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be a string or a whole number, not {_type_name(value)}")
+        raise ValueError(f"{key} must be a string or a whole number, not {_type_name(value)}")  # noqa: TRY004
     _check_unicode(key, value)
     if len(value.encode()) > max_bytes:
         raise ValueError(f"{key} is longer than {max_bytes} bytes")

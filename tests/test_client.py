@@ -512,6 +512,24 @@ def test_wait_until_ready_gives_up_in_time(
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_a_watch_that_ends_at_once_is_not_begun_again_at_once(connect: Callable[..., Any]) -> None:
+    class Ending(health_pb2_grpc.HealthServicer):
+        watches = 0
+
+        def Watch(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+            self.watches += 1
+            return iter([health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)])
+
+    ending = Ending()
+    server, target = start(Peer(), health_servicer=ending)
+    try:
+        with pytest.raises(RequestError, match="was not ready within 1 s"):
+            connect(target).wait_until_ready(1)
+    finally:
+        server.stop(None).wait()
+    assert 1 <= ending.watches <= 11
+
+
 def test_a_server_that_is_not_cognates_is_told_so(connect: Callable[..., Any]) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")

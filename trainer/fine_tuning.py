@@ -181,8 +181,6 @@ def _train(
         ),
         make_miner(settings.miner, settings.miner_options),
     ).to(model.device)
-    # It would draw examples for a model card, which a checkpoint of ours does not have.
-    model.model_card_data.generate_widget_examples = False
     max_length = model.max_seq_length
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
@@ -207,7 +205,7 @@ def _train(
                 seed=settings.seed,
             ),
         )
-        trainer = SentenceTransformerTrainer(
+        trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict({"text": [record.text for record in records], "label": labels}),
@@ -225,6 +223,17 @@ def _train(
 def _optimizer(settings: TrainingOptions, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=settings.learning_rate, fused=True)
+
+
+class _NoModelCard(TrainerCallback):
+    """Stands where sentence-transformers collects a model card: training.json says more, at no cost."""
+
+    def __init__(self, default_args_dict: object) -> None:
+        super().__init__()
+
+
+class _Trainer(SentenceTransformerTrainer):
+    model_card_callback_class = _NoModelCard  # type: ignore[assignment]
 
 
 class _Watcher(TrainerCallback):

@@ -1,3 +1,77 @@
+"""``cognate data pairs`` and ``cognate data check``."""
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer()
+from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
+from cognate.cli.terminal import note, out, print_json
+from cognate.pairs import write_dataset
+
+app = typer.Typer(help="Make record files, and find what is wrong with them.", no_args_is_help=True)
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS",
+            help="CSV or TSV: question1, question2, is_duplicate, or two columns of duplicates.",
+        ),
+    ],
+    destination: Annotated[Path, typer.Option("--out", help="The folder of the three record files.")],
+    evaluation_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the labels that is kept for evaluation.")
+    ] = 0.2,
+    max_distractors: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Texts without a duplicate to put in the index. [default: as many as it has others]"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which labels are kept for evaluation.")] = 0,
+    on_error: OnError = "stop",
+    rejects: RejectsFile = None,
+    force: Annotated[bool, typer.Option(help="Replace a data set that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Turn pairs of duplicates into train.jsonl, queries.jsonl and index.jsonl.
+
+    Texts that duplicates connect, directly or through others, get one label. Labels of the evaluation
+    (queries and index) never occur in train.
+
+    Example: cognate data pairs quora_duplicate_questions.tsv --out data/
+    """
+    told = rejects_path(rejects, destination)
+    with keep_rejects(on_error, told) as kept:
+        counts = write_dataset(
+            source,
+            destination,
+            seed=seed,
+            evaluation_fraction=evaluation_fraction,
+            max_distractors=max_distractors,
+            rejects=kept,
+            force=force,
+        ).counts
+    if as_json:
+        print_json(counts.model_dump() | {"path": str(destination)})
+        return
+    out.print(
+        f"{counts.pairs:,} pairs, {counts.duplicate_pairs:,} of them duplicates, connect {counts.texts:,} texts "
+        f"into {counts.labels:,} labels"
+    )
+    for name, records, what in (
+        ("train", counts.train, f"{counts.train_labels:,} labels"),
+        ("queries", counts.queries, "one of each label of the evaluation"),
+        ("index", counts.index, f"the others of those labels, and {counts.distractors:,} distractors"),
+    ):
+        out.print(f"{destination / name}.jsonl: {records:,} records, {what}")
+    if counts.contradictions:
+        note(
+            f"{counts.contradictions:,} pairs are marked as different though other pairs connect them, such as "
+            f"line {', '.join(map(str, counts.contradiction_lines))}; they were taken as duplicates"
+        )
+    if counts.rejected_lines:
+        note(f"{counts.rejected_lines:,} bad lines were skipped; {told} says which and why")

@@ -1,16 +1,13 @@
 """``cognate index build`` and ``cognate index info``."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import needs, note, out, print_json, progress_bar
-from cognate.errors import RecordError
-from cognate.records import Rejects
 
 app = typer.Typer(help="Build indexes and look at them.", no_args_is_help=True)
 
@@ -21,12 +18,8 @@ def build(
     bundle: Annotated[Path, typer.Option(help="The bundle to encode with.")],
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
-    on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="What to do with a bad line: stop there, or skip it.")
-    ] = "stop",
-    rejects: Annotated[
-        Path | None, typer.Option(help="Where skipped lines are told. [default: OUT.rejects.txt]")
-    ] = None,
+    on_error: OnError = "stop",
+    rejects: RejectsFile = None,
     force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -37,8 +30,8 @@ def build(
     with needs("serve"):
         import indexer
     started = time.monotonic()
-    told = rejects or destination.absolute().with_name(destination.name + ".rejects.txt")
-    with _rejects(told if on_error == "skip" else None) as kept, progress_bar("records") as bar:
+    told = rejects_path(rejects, destination)
+    with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
         task = bar.add_task("encoding", total=None, rate="")
         done = 0
 
@@ -62,23 +55,6 @@ def build(
     )
     if skipped:
         note(f"{skipped} bad lines were skipped; {told} says which and why")
-
-
-@contextlib.contextmanager
-def _rejects(path: Path | None) -> Iterator[Rejects | None]:
-    """Keep what was wrong with each skipped line in a file, which is made when there is one."""
-    if path is None:
-        yield None
-        return
-    with contextlib.ExitStack() as stack:
-        file = None
-
-        def report(error: RecordError) -> None:
-            nonlocal file
-            file = file or stack.enter_context(path.open("w", encoding="utf-8"))
-            file.write(f"{error}\n")
-
-        yield Rejects(report)
 
 
 @app.command()

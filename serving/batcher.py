@@ -1,0 +1,285 @@
+"""Encodes the texts of concurrent calls together, in one inference thread."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cognate.bundle import InputType
+from cognate.encoder import Encoder, TokenizedText
+from serving.queue import Call, QueueFullError, Share, TextQueue
+
+BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
+"""Tokens of a batch, padding included, by device. On a CPU more are no faster, and hold up who comes next."""
+
+RUN_TOKENS = {"cpu": 8, "cuda": 4096}
+"""What a run of the model costs beside its tokens, counted in tokens, by device."""
+
+QUEUE_BATCHES = 32
+"""Full batches that may wait."""
+
+INLINE_CHARACTERS = 2048
+"""Up to so many, tokenising takes less than to hand it to another thread and back, under a millisecond."""
+
+CHARACTERS_AT_A_TIME = 64 * 1024
+"""Of a call's texts, tokenised before another call has its turn."""
+
+TOKENIZER_THREADS = 2
+
+RATE_WEIGHT = 0.2
+"""Of the newest batch, in the mean of the tokens a second."""
+
+_log = logging.getLogger(__name__)
+
+
+class BusyError(Exception):
+    """The queue is full.
+
+    Attributes:
+        retry_after: Seconds after which there will be room, at the present rate.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class DeadlinePassedError(Exception):
+    """A call's deadline passed before all its texts were encoded; those that waited were dropped."""
+
+
+class EncodingFailedError(Exception):
+    """The model failed on a batch that held a text of the call."""
+
+
+class TooLongError(Exception):
+    """A text has more tokens than the model takes, and may not be cut.
+
+    Attributes:
+        position: Of the first such text.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """The texts of a call, encoded.
+
+    Attributes:
+        vectors: float32, shape (texts, dimension), unit length, in the order of the texts.
+        texts: Their tokens.
+        tokenize_seconds: Turning them into tokens.
+        queue_seconds: Waiting for a batch.
+        encode_seconds: The model, for the batches that held them.
+    """
+
+    vectors: NDArray[np.float32]
+    texts: Sequence[TokenizedText]
+    tokenize_seconds: float
+    queue_seconds: float
+    encode_seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """What a call waits for, as its batches come back."""
+
+    vectors: NDArray[np.float32]
+    missing: int
+    done: asyncio.Future[None]
+    encode_seconds: float = field(default=0.0)
+
+
+class Batcher:
+    """Encodes for many calls at a time. Belongs to the event loop it is made in.
+
+    While the model runs one batch, the texts that come wait in a queue, and make the next; where it is
+    idle, what comes runs at once. The model never runs twice at a time.
+
+    Attributes:
+        max_batch_tokens: Tokens of a batch, padding included.
+        max_queue_tokens: Tokens waiting, over which calls are refused.
+    """
+
+    def __init__(
+        self, encoder: Encoder, *, max_batch_tokens: int | None = None, max_queue_tokens: int | None = None
+    ) -> None:
+        """Make a batcher, and run the model once, so that the first call need not wait for its start.
+
+        Args:
+            encoder: Encodes.
+            max_batch_tokens: None: what suits the encoder's device.
+            max_queue_tokens: None: 32 full batches.
+        """
+        self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
+        self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
+        self._encoder = encoder
+        self._queue = TextQueue(
+            max_queue_tokens=self.max_queue_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_texts=encoder.max_batch_texts,
+            run_tokens=RUN_TOKENS[encoder.device],
+        )
+        self._answers: dict[Call, _Answer] = {}
+        self._loop = asyncio.get_running_loop()
+        self._model_thread = ThreadPoolExecutor(1, "inference")
+        self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
+        self._running = False
+        self._tokens_per_second = self._warm_up()
+
+    async def encode(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        *,
+        truncate: bool = True,
+        deadline: float = math.inf,
+    ) -> Encoded:
+        """Encode a call's texts. Cancelling it drops those that still wait.
+
+        Args:
+            texts: At least one.
+            input_type: Which prompt to use.
+            truncate: Whether a text that is too long is cut; else it is refused.
+            deadline: When the answer is of no more use, by ``time.monotonic``.
+
+        Raises:
+            BusyError: The queue is full.
+            TooLongError: A text is too long, and is not to be cut.
+            DeadlinePassedError: The deadline passed.
+            EncodingFailedError: The model failed.
+        """
+        started = time.monotonic()
+        if deadline <= started:
+            raise DeadlinePassedError
+        # About four characters a token, and the special ones.
+        about = sum(min(self._encoder.max_length, 2 + len(text) // 4) for text in texts)
+        try:
+            call = self._queue.admit(about, deadline)
+        except QueueFullError:
+            raise BusyError(self._queue.tokens / self._tokens_per_second) from None
+        try:
+            tokenized = await self._tokenize(texts, input_type)
+            if not truncate:
+                for position, text in enumerate(tokenized):
+                    if text.truncated:
+                        raise TooLongError(position)
+            queued = time.monotonic()
+            answer = self._answers[call] = _Answer(
+                vectors=np.empty((len(texts), self._encoder.dimension), np.float32),
+                missing=len(texts),
+                done=self._loop.create_future(),
+            )
+            self._queue.put(call, [text.ids for text in tokenized])
+            self._start()
+            await answer.done
+        finally:
+            self._queue.discard(call)
+            self._answers.pop(call, None)
+        return Encoded(
+            vectors=answer.vectors,
+            texts=tokenized,
+            tokenize_seconds=queued - started,
+            queue_seconds=max(0.0, time.monotonic() - queued - answer.encode_seconds),
+            encode_seconds=answer.encode_seconds,
+        )
+
+    def close(self) -> None:
+        """Wait for the batch that is running, and end the threads. No call may be under way."""
+        self._tokenizer_threads.shutdown(cancel_futures=True)
+        self._model_thread.shutdown()
+
+    def _warm_up(self) -> float:
+        """Run the model, and give the tokens a second."""
+        (text,) = self._encoder.tokenize(["How long does it take to learn a language?"])
+        self._encoder.forward([text.ids])
+        started = time.monotonic()
+        self._encoder.forward([text.ids])
+        return len(text.ids) / max(time.monotonic() - started, 1e-6)
+
+    async def _tokenize(self, texts: Sequence[str], input_type: InputType) -> Sequence[TokenizedText]:
+        if sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return self._encoder.tokenize(texts, input_type)
+        tokenized: list[TokenizedText] = []
+        for some in _runs(texts, CHARACTERS_AT_A_TIME):
+            tokenized += await self._loop.run_in_executor(
+                self._tokenizer_threads, self._encoder.tokenize, some, input_type
+            )
+        return tokenized
+
+    def _start(self) -> None:
+        if not self._running:
+            self._running = True
+            self._model_thread.submit(self._run)
+
+    def _run(self) -> None:
+        """Run batches until nothing waits, in the inference thread."""
+        while True:
+            batch, expired = self._queue.take(time.monotonic())
+            if expired:
+                self._loop.call_soon_threadsafe(self._fail, expired, DeadlinePassedError)
+            if not batch:
+                self._loop.call_soon_threadsafe(self._stopped)
+                return
+            started = time.monotonic()
+            try:
+                vectors = self._encoder.forward(
+                    [call.texts[position] for call, positions in batch for position in positions]
+                )
+            except Exception:
+                _log.exception("the model failed on a batch of %d texts", sum(len(p) for _, p in batch))
+                calls = [call for call, _ in batch]
+                self._loop.call_soon_threadsafe(self._fail, calls, EncodingFailedError)
+            else:
+                seconds = time.monotonic() - started
+                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, seconds)
+
+    def _stopped(self) -> None:
+        self._running = False
+        # What came after the thread's last look.
+        if not self._queue.empty:
+            self._start()
+
+    def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
+        start = tokens = 0
+        for call, positions in batch:
+            rows = vectors[start : start + len(positions)]
+            start += len(positions)
+            tokens += sum(len(call.texts[position]) for position in positions)
+            # None where the call has ended.
+            if answer := self._answers.get(call):
+                answer.vectors[positions] = rows
+                answer.encode_seconds += seconds
+                answer.missing -= len(positions)
+                if not answer.missing and not answer.done.done():
+                    answer.done.set_result(None)
+        rate = tokens / max(seconds, 1e-6)
+        self._tokens_per_second += RATE_WEIGHT * (rate - self._tokens_per_second)
+
+    def _fail(self, calls: Sequence[Call], error: type[Exception]) -> None:
+        for call in calls:
+            self._queue.discard(call)
+            if (answer := self._answers.get(call)) and not answer.done.done():
+                answer.done.set_exception(error())
+
+
+def _runs(texts: Sequence[str], max_characters: int) -> list[Sequence[str]]:
+    """Cut a list into runs of so many characters at most; a longer text is a run of its own."""
+    runs: list[Sequence[str]] = []
+    start = characters = 0
+    for position, text in enumerate(texts):
+        if position > start and characters + len(text) > max_characters:
+            runs.append(texts[start:position])
+            start, characters = position, 0
+        characters += len(text)
+    runs.append(texts[start:])
+    return runs

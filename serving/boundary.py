@@ -1,0 +1,91 @@
+"""What lies around every call: it is counted, refused while the server stops, and always ends in a status."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from serving import refusal
+from serving.refusal import Refusal
+
+OURS = "/cognate.v1."
+
+_log = logging.getLogger(__name__)
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Around every call of the contract's services; health and reflection pass untouched.
+
+    It reads requests and writes answers itself, so that a message that cannot be read or written is a
+    status of ours too, where gRPC would say UNKNOWN.
+    """
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Put a call's handler inside the boundary."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(OURS):
+            return handler
+        name = f"{method.rpartition('/')[2]}Request"
+
+        async def serve(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            # Not until the answer is sent is the call over.
+            self._under_way += 1
+            self._idle.clear()
+            context.add_done_callback(self._ended)
+            try:
+                return await self._answer(handler, name, raw, context)
+            except Refusal as why:
+                status = why.status()
+            except Exception:
+                _log.exception("%s failed", method)
+                status = refusal.unexpected().status()
+            return await context.abort(status.code, status.details, status.trailing_metadata or ())
+
+        # Without serializers of its own, gRPC hands over the bytes.
+        return grpc.unary_unary_rpc_method_handler(serve)  # type: ignore[arg-type]
+
+    async def drain(self, grace: float) -> bool:
+        """Refuse new calls from now on, and wait for those that are under way.
+
+        Args:
+            grace: Seconds to wait at most.
+
+        Returns:
+            Whether all of them were answered.
+        """
+        self._stopping = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _answer(self, handler: Any, name: str, raw: bytes, context: Any) -> bytes:
+        if self._stopping:
+            raise refusal.stopping()
+        try:
+            request = handler.request_deserializer(raw)
+        except DecodeError:
+            raise refusal.bad_message(name) from None
+        response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
+        return response
+
+    def _ended(self, _context: object) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()

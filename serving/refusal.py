@@ -1,0 +1,130 @@
+"""Why a call is refused: a status code, a sentence, and details that a program can read."""
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "cognate"
+
+MIN_RETRY_SECONDS = 0.05
+MAX_RETRY_SECONDS = 60.0
+
+
+class Refusal(Exception):  # noqa: N818
+    """A call that is not answered, and why.
+
+    Attributes:
+        code: gRPC's status code.
+        reason: A name for the reason that never changes.
+        sentence: What was wrong, where, and what to do.
+        details: ``google.rpc`` messages beside the reason.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, reason: str, sentence: str, details: Sequence[Message] = ()
+    ) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.reason = reason
+        self.sentence = sentence
+        self.details = details
+
+    def status(self) -> grpc.Status:
+        """What gRPC sends: the code, the sentence, and a ``google.rpc.Status`` with the details."""
+        reason = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        packed = []
+        for detail in (reason, *self.details):
+            anything = any_pb2.Any()
+            anything.Pack(detail)
+            packed.append(anything)
+        return rpc_status.to_status(
+            status_pb2.Status(code=self.code.value[0], message=self.sentence, details=packed)
+        )
+
+
+def bad_field(field: str, description: str, reason: str = "BAD_FIELD") -> Refusal:
+    """A field of the request that the caller must change.
+
+    Args:
+        field: Its name, such as ``queries[3].text``.
+        description: What is wrong with it, to be read after its name.
+        reason: A name for the reason.
+    """
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason,
+        f"{field}: {description}",
+        [error_details_pb2.BadRequest(field_violations=[violation])],
+    )
+
+
+def bad_message(name: str) -> Refusal:
+    """A request that is not a message of its type."""
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "BAD_MESSAGE",
+        f"the request is no cognate.v1.{name}, or a string in it is not UTF-8",
+    )
+
+
+def no_such_index(name: str, known: Sequence[str]) -> Refusal:
+    """A search in an index that is not there."""
+    # A name may be as long as a message; the answer's metadata may not.
+    shown = name if len(name) <= 64 else f"{name[:64]}…"
+    which = f"the indexes are {', '.join(known)}" if known else "this server has none"
+    sentence = f"there is no index named {shown!r}; {which}" if name else f"name an index; {which}"
+    return Refusal(grpc.StatusCode.NOT_FOUND, "NO_SUCH_INDEX", sentence)
+
+
+def queue_full(retry_seconds: float) -> Refusal:
+    """More texts wait than the server takes.
+
+    Args:
+        retry_seconds: After which there may be room.
+    """
+    seconds = min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUEUE_FULL",
+        f"too many texts are waiting to be encoded; try again in {seconds:.2f} s",
+        [error_details_pb2.RetryInfo(retry_delay=delay)],
+    )
+
+
+def deadline_passed() -> Refusal:
+    """A call whose answer would come too late."""
+    return Refusal(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_PASSED",
+        "the deadline passed before the work was done, and what was left of it was dropped",
+    )
+
+
+def stopping() -> Refusal:
+    """A call that comes while the server stops."""
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE, "STOPPING", "the server is stopping; call another, or try again later"
+    )
+
+
+def encoding_failed() -> Refusal:
+    """The model failed."""
+    return Refusal(
+        grpc.StatusCode.INTERNAL,
+        "ENCODING_FAILED",
+        "the model failed on a batch with a text of this call; the server's log says why",
+    )
+
+
+def unexpected() -> Refusal:
+    """A fault of the server's own."""
+    return Refusal(
+        grpc.StatusCode.INTERNAL, "INTERNAL", "the server failed on this call; its log says why"
+    )

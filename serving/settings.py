@@ -1,0 +1,156 @@
+"""What a server runs and what it takes: from flags, the environment and a TOML file."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cognate.errors import CognateError
+
+DEFAULT_INDEX = "default"
+"""The name of an index that is given none, and the one that a search without a name takes."""
+
+_INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Settings(BaseSettings):
+    """A server's settings. Each comes from its flag, else from ``COGNATE_`` and its name in upper case in
+    the environment, else from the TOML file that ``config`` names, else from its default.
+
+    Attributes:
+        config: A TOML file with settings by name.
+        bundle: The bundle's folder.
+        indexes: The folder of each index, by name; none for a server that only encodes. Flags are a list
+            of [NAME=]PATH, the environment the same with commas between, TOML a table or such a list. One
+            without a name is named "default".
+        host: The address to listen on. The default takes calls of this machine alone, since whoever
+            reaches the port may call; 0.0.0.0 or :: takes those of others.
+        port: To listen on; 0 takes any that is free.
+        device: Where model and indexes run: "auto" takes CUDA where it is there.
+        threads: For one run of the model on the CPU. None: as many as there are cores to use.
+        max_texts: Texts or queries of a call.
+        max_text_bytes: Bytes of UTF-8 of a text.
+        max_top_k: Hits for a query.
+        max_message_bytes: Bytes of a request.
+        max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
+            for, so that a smaller one makes for shorter waits. None: what suits the device.
+        max_queue_tokens: Tokens waiting, over which calls are refused. None: 32 full batches.
+        grace_seconds: How long calls that are under way may take once the server is told to stop. The
+            default is less than the 30 seconds after which Kubernetes kills.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="COGNATE_", env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    config: Path | None = None
+    bundle: Path
+    indexes: Annotated[dict[str, Path], NoDecode] = pydantic.Field(default_factory=dict)
+    host: str = pydantic.Field(default="127.0.0.1", min_length=1)
+    port: int = pydantic.Field(default=50051, ge=0, le=65535)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = pydantic.Field(default=None, ge=1, le=1024)
+    max_texts: int = pydantic.Field(default=1024, ge=1, le=65536)
+    max_text_bytes: int = pydantic.Field(default=64 * 1024, ge=1, le=16 * 1024 * 1024)
+    max_top_k: int = pydantic.Field(default=1000, ge=1, le=100_000)
+    max_message_bytes: int = pydantic.Field(default=16 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+    max_batch_tokens: int | None = pydantic.Field(default=None, ge=1, le=16 * 1024 * 1024)
+    max_queue_tokens: int | None = pydantic.Field(default=None, ge=1, le=2**31 - 1)
+    grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Put the settings together.
+
+        Args:
+            flags: By name; one that is None or an empty list was not given.
+
+        Raises:
+            CognateError: A setting is missing, unknown or out of its range, or the TOML file cannot be read.
+        """
+        given = {name: value for name, value in flags.items() if value is not None and value != []}
+        try:
+            return cls(**given)
+        except pydantic.ValidationError as error:
+            raise CognateError(_sentence(error.errors()[0], cls)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the TOML file that one of them names."""
+        config = init_settings().get("config") or env_settings().get("config")
+        if config is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, _toml_source(settings_cls, Path(config))
+
+    @pydantic.field_validator("indexes", mode="before")
+    @classmethod
+    def _parse_indexes(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",")]
+        if isinstance(value, Sequence):
+            value = _named(value)
+        if isinstance(value, Mapping):
+            for name in value:
+                _check_name(str(name))
+        return value
+
+
+def _toml_source(settings_cls: type[BaseSettings], file: Path) -> TomlConfigSettingsSource:
+    try:
+        # The source passes over a file that is not there.
+        with file.open("rb"):
+            return TomlConfigSettingsSource(settings_cls, toml_file=file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CognateError(f"{file} is no TOML file: {error}") from None
+    except OSError as error:
+        raise CognateError(f"{file} cannot be read: {error.strerror}; give a TOML file") from None
+
+
+def _named(values: Sequence[object]) -> dict[str, str]:
+    indexes: dict[str, str] = {}
+    for value in values:
+        before, equals, after = str(value).partition("=")
+        # A slash before the sign makes it a part of a path.
+        name, path = (before, after) if equals and "/" not in before else (DEFAULT_INDEX, str(value))
+        if not path:
+            raise ValueError(f"{str(value)!r} names no path; give [NAME=]PATH")
+        if name in indexes:
+            raise ValueError(f"two indexes are named {name!r}; give each a name of its own with NAME=PATH")
+        indexes[name] = path
+    return indexes
+
+
+def _check_name(name: str) -> None:
+    if not _INDEX_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name for an index; use up to 64 letters, digits, dots, dashes and underscores"
+        )
+
+
+def _sentence(error: Any, settings: type[Settings]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"no {name} was given; give --{name}, COGNATE_{name.upper()}, or {name} in the TOML file"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}; the settings are {', '.join(settings.model_fields)}"
+    if error["type"] == "value_error":
+        return f"the setting {name} is wrong: {error['ctx']['error']}"
+    message = error["msg"].replace("Input should be", "it must be", 1)
+    return f"the setting {name} is {error['input']!r}; {message}"

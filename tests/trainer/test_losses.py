@@ -1,0 +1,87 @@
+"""The loss of a batch is that of pytorch-metric-learning, however the batch goes through the model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_metric_learning import distances, losses, miners
+from sentence_transformers import SentenceTransformer
+
+from cognate.errors import CognateError
+from trainer.losses import MICRO_BATCH, MetricLoss, make_loss, make_miner
+
+TEXTS = [f"{'how do i reset the password ' * (1 + n % 5)}{n}" for n in range(3 * MICRO_BATCH + 5)]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> SentenceTransformer:
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    # No dropout, so that two passes can be compared.
+    return model.eval()
+
+
+def test_micro_batches_give_the_loss_and_gradients_of_one_batch(model: SentenceTransformer) -> None:
+    features = model.tokenize(TEXTS)
+    labels = torch.arange(len(TEXTS)) // 4
+    options = {"margin": 0.2}
+    ours = MetricLoss(
+        model,
+        make_loss("TripletMarginLoss", options, labels=30, dimension=32),
+        make_miner("TripletMarginMiner", {**options, "type_of_triplets": "all"}),
+    )
+    loss = ours([dict(features)], labels)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+
+    embeddings = model(dict(features))["sentence_embedding"]
+    cosine = distances.CosineSimilarity()
+    mined = miners.TripletMarginMiner(margin=0.2, type_of_triplets="all", distance=cosine)(embeddings, labels)
+    expected = losses.TripletMarginLoss(margin=0.2, distance=cosine)(embeddings, labels, mined)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert loss.item() > 0
+    wanted = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) == len(wanted)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_embeddings_keep_the_order_of_the_batch(model: SentenceTransformer) -> None:
+    ours = MetricLoss(model, make_loss("TripletMarginLoss", {}, labels=2, dimension=32), None)
+    with torch.no_grad():
+        got = ours.embed(model.tokenize(TEXTS)).numpy()
+    assert got == pytest.approx(model.encode(TEXTS), abs=1e-5)
+
+
+def test_a_loss_that_learns_a_vector_for_each_label_gets_their_number() -> None:
+    loss = make_loss("ProxyAnchorLoss", {}, labels=7, dimension=32)
+    assert next(loss.parameters()).shape == (7, 32)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: make_loss("TripletLoss", {}, labels=2, dimension=8),
+            "there is no loss 'TripletLoss'.*Triplet",
+        ),
+        (lambda: make_miner("Miner", {}), "there is no miner 'Miner'.*TripletMarginMiner"),
+        (
+            lambda: make_loss("TripletMarginLoss", {"margn": 1}, labels=2, dimension=8),
+            "no option margn.*margin",
+        ),
+        (lambda: make_miner("TripletMarginMiner", {"type_of_triplets": "x", "k": 1}), "has no option k"),
+    ],
+)
+def test_an_unknown_name_or_option_is_told_with_those_that_exist(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CognateError, match=message):
+        make()
+
+
+def test_a_loss_that_is_not_finite_stops(model: SentenceTransformer) -> None:
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    ours = MetricLoss(model, make_loss("TripletMarginLoss", {}, labels=2, dimension=32), None)
+    with pytest.raises(CognateError, match="loss is not finite.*learning-rate"):
+        ours([model.tokenize(TEXTS[:8])], torch.arange(8) // 2)
