@@ -150,6 +150,7 @@ def read_tables(source: str | Path) -> Iterator[tuple[int, Sequence[str]]]:
         CognateError: As ``read_records``.
     """
     name = str(source)
+    _check_file(Path(source), name)
     form = _format(name)
     if form not in (".csv", ".tsv"):
         raise CognateError(f"{name} is neither .csv nor .tsv (nor one of them with .gz or .zst)")
@@ -174,6 +175,7 @@ def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Ro
     if str(source) == STDIN:
         yield from _json_rows(sys.stdin.buffer, name, rejects)
         return
+    _check_file(Path(source), name)
     form = _format(name)
     if form == ".parquet":
         yield from _parquet_rows(Path(source), name)
@@ -188,7 +190,6 @@ def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Ro
 @contextlib.contextmanager
 def _open(source: str | Path, name: str) -> Iterator[IO[bytes]]:
     try:
-        _check_file(Path(source), name)
         with Path(source).open("rb") as raw:
             if name.lower().endswith(".gz"):
                 with gzip.open(raw) as file:
@@ -316,7 +317,6 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
     number = 0
     try:
-        _check_file(path, name)
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [column for column in COLUMNS if column in file.schema_arrow.names]
             if "text" not in columns:

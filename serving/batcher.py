@@ -21,7 +21,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
 RUN_TOKENS = {"cpu": 8, "cuda": 4096}
 """What a run of the model costs beside its tokens, counted in tokens, by device."""
 
-QUEUE_BATCHES = 32
+QUEUE_BATCHES = 128
 """Full batches that may wait."""
 
 INLINE_CHARACTERS = 2048
@@ -106,6 +106,7 @@ class Batcher:
     idle, what comes runs at once. The model never runs twice at a time.
 
     Attributes:
+        max_length: Tokens that the model reads of a text.
         max_batch_tokens: Tokens of a batch, padding included.
         max_queue_tokens: Tokens waiting, over which calls are refused.
     """
@@ -118,10 +119,11 @@ class Batcher:
         Args:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
-            max_queue_tokens: None: 32 full batches.
+            max_queue_tokens: None: 128 full batches.
         """
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
         self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
+        self.max_length = encoder.max_length
         self._encoder = encoder
         self._queue = TextQueue(
             max_queue_tokens=self.max_queue_tokens,
@@ -162,7 +164,7 @@ class Batcher:
         if deadline <= started:
             raise DeadlinePassedError
         # About four characters a token, and the special ones.
-        about = sum(min(self._encoder.max_length, 2 + len(text) // 4) for text in texts)
+        about = sum(min(self.max_length, 2 + len(text) // 4) for text in texts)
         try:
             call = self._queue.admit(about, deadline)
         except QueueFullError:

@@ -46,7 +46,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             # Not until the answer is sent is the call over.
             self._under_way += 1
             self._idle.clear()
-            context.add_done_callback(self._ended)
+            context.add_done_callback(self._ended)  # type: ignore[arg-type]
             try:
                 return await self._answer(handler, name, raw, context)
             except Refusal as why:
@@ -57,7 +57,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return await context.abort(status.code, status.details, status.trailing_metadata or ())
 
         # Without serializers of its own, gRPC hands over the bytes.
-        return grpc.unary_unary_rpc_method_handler(serve)  # type: ignore[arg-type]
+        return grpc.unary_unary_rpc_method_handler(serve)
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls from now on, and wait for those that are under way.
@@ -85,7 +85,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
         return response
 
-    def _ended(self, _context: object) -> None:
+    def _ended(self, ctx: object) -> None:
         self._under_way -= 1
         if not self._under_way:
             self._idle.set()

@@ -125,6 +125,4 @@ def encoding_failed() -> Refusal:
 
 def unexpected() -> Refusal:
     """A fault of the server's own."""
-    return Refusal(
-        grpc.StatusCode.INTERNAL, "INTERNAL", "the server failed on this call; its log says why"
-    )
+    return Refusal(grpc.StatusCode.INTERNAL, "INTERNAL", "the server failed on this call; its log says why")

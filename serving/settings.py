@@ -24,8 +24,10 @@ _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Settings(BaseSettings):
-    """A server's settings. Each comes from its flag, else from ``COGNATE_`` and its name in upper case in
-    the environment, else from the TOML file that ``config`` names, else from its default.
+    """A server's settings.
+
+    Each comes from its flag, else from ``COGNATE_`` and its name in upper case in the environment, else
+    from the TOML file that ``config`` names, else from its default.
 
     Attributes:
         config: A TOML file with settings by name.
@@ -44,7 +46,7 @@ class Settings(BaseSettings):
         max_message_bytes: Bytes of a request.
         max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
             for, so that a smaller one makes for shorter waits. None: what suits the device.
-        max_queue_tokens: Tokens waiting, over which calls are refused. None: 32 full batches.
+        max_queue_tokens: Tokens waiting, over which calls are refused. None: 128 full batches.
         grace_seconds: How long calls that are under way may take once the server is told to stop. The
             default is less than the 30 seconds after which Kubernetes kills.
     """

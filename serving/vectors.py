@@ -29,8 +29,8 @@ def read_vector(field: str, embedding: embedding_pb2.Embedding, dimension: int) 
         if len(embedding.packed) != 4 * dimension:
             raise bad_field(
                 field,
-                f"has {len(embedding.packed)} bytes; a vector of this model has {dimension} float32 components, "
-                f"{4 * dimension} bytes",
+                f"has {len(embedding.packed)} bytes; a vector of this model has {4 * dimension}, "
+                f"{dimension} components of float32",
             )
         vector = np.frombuffer(embedding.packed, "<f4")
     else:
@@ -64,7 +64,8 @@ def cut(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
         return vectors
     kept = vectors[:, :dimension]
     norms = np.linalg.norm(kept, axis=1, keepdims=True)
-    return kept / np.maximum(norms, np.finfo(np.float32).tiny)
+    short: NDArray[np.float32] = kept / np.maximum(norms, np.finfo(np.float32).tiny)
+    return short
 
 
 def write_vectors(

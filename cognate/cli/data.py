@@ -59,8 +59,8 @@ def pairs(
         print_json(counts.model_dump() | {"path": str(destination)})
         return
     out.print(
-        f"{counts.pairs:,} pairs, {counts.duplicate_pairs:,} of them duplicates, connect {counts.texts:,} texts "
-        f"into {counts.labels:,} labels"
+        f"{counts.pairs:,} pairs, {counts.duplicate_pairs:,} of them duplicates, connect {counts.texts:,} "
+        f"texts into {counts.labels:,} labels"
     )
     for name, records, what in (
         ("train", counts.train, f"{counts.train_labels:,} labels"),
@@ -70,7 +70,7 @@ def pairs(
         out.print(f"{destination / name}.jsonl: {records:,} records, {what}")
     if counts.contradictions:
         note(
-            f"{counts.contradictions:,} pairs are marked as different though other pairs connect them, such as "
+            f"{counts.contradictions:,} pairs are marked as different though others connect them, such as on "
             f"line {', '.join(map(str, counts.contradiction_lines))}; they were taken as duplicates"
         )
     if counts.rejected_lines:

@@ -51,7 +51,8 @@ def build(
         return
     out.print(
         f"index {destination}: {manifest.count:,} records, {manifest.kind}, {manifest.dimension} dimensions, "
-        f"recall@10 {manifest.recall_at_10:.4f}, in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
+        f"recall@10 {manifest.recall_at_10:.4f}, "
+        f"in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
     )
     if skipped:
         note(f"{skipped} bad lines were skipped; {told} says which and why")

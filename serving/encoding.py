@@ -1,0 +1,118 @@
+"""Texts of a request to vectors: what Encode and Search have in common."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cognate.bundle import InputType
+from cognate.v1 import embedding_pb2
+from serving import refusal
+from serving.batcher import (
+    Batcher,
+    BusyError,
+    DeadlinePassedError,
+    Encoded,
+    EncodingFailedError,
+    TooLongError,
+)
+from serving.refusal import bad_field
+
+_INPUT_TYPES: dict[int, InputType] = {
+    embedding_pb2.INPUT_TYPE_QUERY: "query",
+    embedding_pb2.INPUT_TYPE_PASSAGE: "passage",
+}
+_TRUNCATIONS = {
+    embedding_pb2.TRUNCATION_UNSPECIFIED: True,
+    embedding_pb2.TRUNCATION_ALLOWED: True,
+    embedding_pb2.TRUNCATION_REFUSED: False,
+}
+
+
+def check_count(field: str, count: int, max_texts: int) -> None:
+    """Refuse a list that is empty or too long."""
+    if not count:
+        raise bad_field(field, "is empty; give at least one")
+    if count > max_texts:
+        raise bad_field(field, f"has {count}; this server takes up to {max_texts} in a call, so split them")
+
+
+def check_text(field: str, text: str, max_text_bytes: int) -> None:
+    """Refuse a text that is too long."""
+    # No character has more than 4 bytes, so most texts need not be counted.
+    if 4 * len(text) > max_text_bytes and (size := len(text.encode())) > max_text_bytes:
+        raise bad_field(field, f"has {size} bytes; this server takes up to {max_text_bytes}, so shorten it")
+
+
+async def encode_texts(
+    batcher: Batcher,
+    texts: Sequence[str],
+    request: Any,
+    context: Any,
+    *,
+    default: InputType,
+    field: Callable[[int], str],
+) -> Encoded:
+    """Encode a request's texts before its deadline.
+
+    Args:
+        batcher: Encodes them.
+        texts: Checked already, at least one.
+        request: Has input_type and truncation.
+        context: Of the call.
+        default: The input type where the request says none.
+        field: Gives a text's name in the request by its position.
+
+    Raises:
+        Refusal: An enum's value is unknown, a text is longer than the model takes and may not be cut, the
+            queue is full, the deadline passed, or the model failed.
+    """
+    if request.truncation not in _TRUNCATIONS:
+        raise bad_field("truncation", f"{request.truncation} is no Truncation")
+    if request.input_type and request.input_type not in _INPUT_TYPES:
+        raise bad_field("input_type", f"{request.input_type} is no InputType")
+    remaining = context.time_remaining()
+    try:
+        return await batcher.encode(
+            texts,
+            _INPUT_TYPES.get(request.input_type, default),
+            truncate=_TRUNCATIONS[request.truncation],
+            deadline=math.inf if remaining is None else time.monotonic() + remaining,
+        )
+    except TooLongError as error:
+        raise bad_field(
+            field(error.position),
+            f"has more than the {batcher.max_length} tokens that the model reads, and truncation is refused",
+            "TEXT_TOO_LONG",
+        ) from None
+    except BusyError as error:
+        raise refusal.queue_full(error.retry_after) from None
+    except DeadlinePassedError:
+        raise refusal.deadline_passed() from None
+    except EncodingFailedError:
+        raise refusal.encoding_failed() from None
+
+
+def usages(encoded: Encoded) -> list[embedding_pb2.TextUsage]:
+    """How each text was read."""
+    return [embedding_pb2.TextUsage(tokens=len(text.ids), truncated=text.truncated) for text in encoded.texts]
+
+
+def timings(encoded: Encoded | None, search_seconds: float = 0.0) -> embedding_pb2.Timings:
+    """Where the time of a call went.
+
+    Args:
+        encoded: None where the call had no texts.
+        search_seconds: In the index.
+    """
+    message = embedding_pb2.Timings(search_us=_microseconds(search_seconds))
+    if encoded is not None:
+        message.tokenize_us = _microseconds(encoded.tokenize_seconds)
+        message.queue_us = _microseconds(encoded.queue_seconds)
+        message.encode_us = _microseconds(encoded.encode_seconds)
+    return message
+
+
+def _microseconds(seconds: float) -> int:
+    """Seconds as whole microseconds."""
+    return round(seconds * 1e6)

@@ -1,0 +1,166 @@
+"""SearchService: texts and vectors to hits."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cognate.index import Index
+from cognate.processors import available_cores
+from cognate.records import Record
+from cognate.v1 import search_pb2, search_pb2_grpc
+from serving.batcher import Batcher, Encoded
+from serving.encoding import check_count, check_text, encode_texts, timings, usages
+from serving.refusal import bad_field, no_such_index
+from serving.settings import DEFAULT_INDEX, Settings
+from serving.vectors import read_vector
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""A larger answer is refused, and never held whole: the records of an index may be of any size."""
+
+
+class SearchService(search_pb2_grpc.SearchServiceServicer):
+    """Answers Search. Raises ``Refusal``, which the boundary turns into a status."""
+
+    def __init__(
+        self, batcher: Batcher, indexes: Mapping[str, Index], *, dimension: int, settings: Settings
+    ) -> None:
+        """Make the service.
+
+        Args:
+            batcher: Encodes text queries.
+            indexes: By name; of the batcher's model.
+            dimension: Of the model's vectors.
+            settings: The server's.
+        """
+        self._batcher = batcher
+        self._indexes = dict(sorted(indexes.items()))
+        self._dimension = dimension
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(available_cores(), "search")
+
+    def close(self) -> None:
+        """Wait for the searches that are running, and end the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    async def Search(  # noqa: N802
+        self, request: search_pb2.SearchRequest, context: Any
+    ) -> search_pb2.SearchResponse:
+        """Search an index with texts and vectors."""
+        self._check(request)
+        name, index = self._index(request.index)
+        vectors = np.empty((len(request.queries), self._dimension), np.float32)
+        texts: dict[int, str] = {}
+        for position, query in enumerate(request.queries):
+            kind = query.WhichOneof("input")
+            if kind == "text":
+                field = f"queries[{position}].text"
+                if not query.text.strip():
+                    raise bad_field(field, "is empty; give a text to search with")
+                check_text(field, query.text, self._settings.max_text_bytes)
+                texts[position] = query.text
+            elif kind == "embedding":
+                vectors[position] = read_vector(
+                    f"queries[{position}].embedding", query.embedding, self._dimension
+                )
+            else:
+                raise bad_field(f"queries[{position}]", "has neither a text nor an embedding")
+        encoded = await self._encode(texts, vectors, request, context)
+        started = time.monotonic()
+        results = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _find, index, vectors, request
+        )
+        response = search_pb2.SearchResponse(
+            results=results,
+            index=name,
+            fingerprint=index.manifest.fingerprint,
+            timings=timings(encoded, time.monotonic() - started),
+        )
+        if encoded:
+            for position, usage in zip(texts, usages(encoded), strict=True):
+                response.results[position].usage.CopyFrom(usage)
+        return response
+
+    async def _encode(
+        self,
+        texts: Mapping[int, str],
+        vectors: NDArray[np.float32],
+        request: search_pb2.SearchRequest,
+        context: Any,
+    ) -> Encoded | None:
+        """Encode the text queries into their rows."""
+        if not texts:
+            return None
+        positions = list(texts)
+        encoded = await encode_texts(
+            self._batcher,
+            list(texts.values()),
+            request,
+            context,
+            default="query",
+            field=lambda number: f"queries[{positions[number]}].text",
+        )
+        vectors[positions] = encoded.vectors
+        return encoded
+
+    def _check(self, request: search_pb2.SearchRequest) -> None:
+        check_count("queries", len(request.queries), self._settings.max_texts)
+        if not 1 <= request.top_k <= self._settings.max_top_k:
+            raise bad_field("top_k", f"is {request.top_k}; it must be 1 to {self._settings.max_top_k}")
+        # Also false where it is not a number.
+        if request.HasField("min_score") and not -1 <= request.min_score <= 1:
+            raise bad_field("min_score", f"is {request.min_score:g}; it must be a cosine, -1 to 1")
+
+    def _index(self, name: str) -> tuple[str, Index]:
+        if not name:
+            name = next(iter(self._indexes)) if len(self._indexes) == 1 else DEFAULT_INDEX
+            if name not in self._indexes:
+                raise no_such_index("", list(self._indexes))
+        if name not in self._indexes:
+            raise no_such_index(name, list(self._indexes))
+        return name, self._indexes[name]
+
+
+def _find(
+    index: Index, vectors: NDArray[np.float32], request: search_pb2.SearchRequest
+) -> list[search_pb2.QueryHits]:
+    """Search, fetch the records, and write the hits; in a thread, for all three take their time."""
+    scores, rows = index.search_rows(vectors, request.top_k)
+    counts = np.full(len(rows), rows.shape[1])
+    if request.HasField("min_score"):
+        # Best first, so that those to keep come first.
+        counts = (scores >= request.min_score).sum(axis=1)
+    results = []
+    size = 0
+    for query, count in enumerate(counts.tolist()):
+        records = index.records(rows[query, :count].tolist())
+        result = _write_hits(records, scores[query, :count].tolist(), request)
+        size += result.ByteSize()
+        if size > MAX_ANSWER_BYTES:
+            raise bad_field(
+                "top_k", f"makes an answer of over {MAX_ANSWER_BYTES} bytes; ask for fewer hits or omit_text"
+            )
+        results.append(result)
+    return results
+
+
+def _write_hits(
+    records: Sequence[Record], scores: Sequence[float], request: search_pb2.SearchRequest
+) -> search_pb2.QueryHits:
+    result = search_pb2.QueryHits()
+    for record, score in zip(records, scores, strict=True):
+        hit = result.hits.add(
+            id=record.id,
+            score=score,
+            text="" if request.omit_text else record.text,
+            label=record.label or "",
+        )
+        if record.attributes is not None and not request.omit_attributes:
+            hit.attributes.update(record.attributes)
+            # Attributes that are there and empty are not none.
+            hit.attributes.SetInParent()
+    return result
