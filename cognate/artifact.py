@@ -104,8 +104,8 @@ class Manifest(pydantic.BaseModel):
         raw = read_json(folder, cls.KIND)
         if raw.get("artifact") != cls.KIND:
             raise ArtifactError(
-                f"{folder} is not a {cls.KIND}: its {MANIFEST} says {raw.get('artifact')!r}; "
-                f"give the folder of a {cls.KIND}"
+                f"{folder} is not {with_article(cls.KIND)}: its {MANIFEST} says {raw.get('artifact')!r}; "
+                f"give the folder of {with_article(cls.KIND)}"
             )
         version = raw.get("format_version")
         if not isinstance(version, int) or version > cls.FORMAT_VERSION:
@@ -121,13 +121,18 @@ class Manifest(pydantic.BaseModel):
             raise ArtifactError(
                 f"{folder / MANIFEST}: field {where}: {first['msg']}; write the {cls.KIND} again"
             ) from None
-        manifest._check_files(folder)
+        with _os_errors_told(folder, "read"):
+            manifest._check_files(folder)
         return manifest
 
     def _check_files(self, folder: Path) -> None:
         for name, digest in self.files.items():
             path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
+            try:
+                inside = path.resolve().is_relative_to(folder.resolve())
+            except (ValueError, RuntimeError):  # A name that no file can have, links in a circle.
+                inside = False
+            if not inside:
                 raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder; do not use it")
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing; copy or write the {self.KIND} again")
@@ -139,7 +144,8 @@ class Manifest(pydantic.BaseModel):
                 )
             if sha256_file(path) != digest.sha256:
                 raise ArtifactError(
-                    f"{path} was altered: its sha256 is not the manifest's; copy or write the {self.KIND} again"
+                    f"{path} was altered: its sha256 is not the manifest's; "
+                    f"copy or write the {self.KIND} again"
                 )
 
 
@@ -157,19 +163,26 @@ def read_json(folder: Path, kind: str) -> dict[str, object]:
         ArtifactError: There is no such folder, no manifest in it, or one that is no JSON object.
     """
     path = folder / MANIFEST
-    if not folder.exists():
-        raise ArtifactError(f"{folder} does not exist; give the folder of a {kind}")
-    if not path.is_file():
-        raise ArtifactError(f"{folder} is not a {kind}: it has no {MANIFEST}")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; it is no manifest of ours")
+    with _os_errors_told(folder, "read"):
+        if not folder.exists():
+            raise ArtifactError(f"{folder} does not exist; give the folder of {with_article(kind)}")
+        if not path.is_file():
+            raise ArtifactError(f"{folder} is not {with_article(kind)}: it has no {MANIFEST}")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; it is no manifest of ours")
+        content = path.read_bytes()
     try:
-        raw = json.loads(path.read_bytes())
-    except ValueError:
+        raw = json.loads(content)
+    except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} is not a JSON object; copy or write the {kind} again")
     return raw
+
+
+def with_article(kind: str) -> str:
+    """Name a kind of artifact in a sentence: "an index", "a bundle"."""
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 def kind_of(folder: Path) -> str | None:
@@ -199,23 +212,33 @@ def check_destination(destination: Path, *, force: bool) -> None:
         ArtifactError: Something is there (and ``force`` is off, or it is no artifact of ours, which is
             never deleted), or its parent cannot be written to.
     """
-    if destination.exists() or destination.is_symlink():
-        if destination.is_symlink() or not destination.is_dir():
-            raise ArtifactError(f"{destination} exists and is not a folder; give another --out")
-        if any(destination.iterdir()):
-            if not force:
-                raise ArtifactError(f"{destination} exists; give another --out, or --force to replace it")
-            if kind_of(destination) is None:
-                raise ArtifactError(
-                    f"{destination} exists and was not written by cognate, so --force does not delete it; "
-                    "give another --out, or remove it yourself"
-                )
-    parent = destination.absolute().parent
-    existing = next(path for path in (parent, *parent.parents) if path.exists())
-    if not existing.is_dir():
-        raise ArtifactError(f"{existing} is not a folder, so {destination} cannot be written")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ArtifactError(f"{existing} is not writable, so {destination} cannot be written")
+    with _os_errors_told(destination, "written"):
+        if destination.exists() or destination.is_symlink():
+            if destination.is_symlink() or not destination.is_dir():
+                raise ArtifactError(f"{destination} exists and is not a folder; give another --out")
+            if any(destination.iterdir()):
+                if not force:
+                    raise ArtifactError(f"{destination} exists; give another --out, or --force to replace it")
+                if kind_of(destination) is None:
+                    raise ArtifactError(
+                        f"{destination} exists and was not written by cognate, so --force does not delete "
+                        "it; give another --out, or remove it yourself"
+                    )
+        parent = destination.absolute().parent
+        existing = next(path for path in (parent, *parent.parents) if path.exists())
+        if not existing.is_dir():
+            raise ArtifactError(f"{existing} is not a folder, so {destination} cannot be written")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ArtifactError(f"{existing} is not writable, so {destination} cannot be written")
+
+
+@contextlib.contextmanager
+def _os_errors_told(path: Path, what: str) -> Iterator[None]:
+    """Turn what the operating system refuses, a permission or a name too long, into our own error."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be {what}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -236,15 +259,13 @@ def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
         ArtifactError: As ``check_destination``, or the disk is full or fails.
     """
     check_destination(destination, force=force)
-    try:
+    with _os_errors_told(destination, "written"):
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
             tempfile.mkdtemp(
                 prefix=f".{destination.name}.", suffix=".partial", dir=destination.absolute().parent
             )
         )
-    except OSError as error:
-        raise ArtifactError(f"{destination} cannot be written: {error.strerror}") from error
     try:
         yield partial
         partial.chmod(0o755)

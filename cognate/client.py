@@ -37,8 +37,8 @@ DEFAULT_PORT = 50051
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take."""
 
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""A larger answer is refused."""
+MAX_ANSWER_BYTES = 65 * 1024 * 1024
+"""A larger answer is refused: a little more than the 64 MiB of hits that a server gives."""
 
 SERVING = 1
 """grpc.health.v1.HealthCheckResponse.SERVING."""
@@ -588,28 +588,27 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
     said = error.details() or "no reason given"
     if violations:
         sentence = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-    elif code is grpc.StatusCode.UNAVAILABLE and reason is None:
-        # What gRPC itself says nests causes: the last one is the one that tells.
-        cause = said.rsplit(": ", 1)[-1].rstrip(" ]")
-        sentence = (
-            f"no server answers at {target} ({cause}); start one with `cognate serve`, or check the address"
-        )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         sentence = (
             f"{target} did not answer within {seconds:g} s; give a longer timeout, or check the address "
             "and the server's load"
         )
+    elif code is grpc.StatusCode.NOT_FOUND:
+        sentence = said
+    elif reason is not None:
+        # Cognate's own sentence; one without a reason is gRPC's, or a proxy's.
+        sentence = f"{target}: {said}"
+    elif code is grpc.StatusCode.UNAVAILABLE:
+        # gRPC nests causes: the last one is the one that tells.
+        cause = said.rsplit(": ", 1)[-1].rstrip(" ]")
+        sentence = (
+            f"no server answers at {target} ({cause}); start one with `cognate serve`, or check the address"
+        )
     elif code is grpc.StatusCode.UNIMPLEMENTED:
         sentence = f"{target} does not know this call ({said}); is it a Cognate server of this version?"
-    elif code in (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.FAILED_PRECONDITION,
-    ):
-        sentence = said
     else:
         sentence = f"{target} answered {code.name}: {said}"
-    if retry_after is not None:
+    if retry_after is not None and "try again" not in said:
         sentence += f"; try again in {retry_after:g} s"
     return RequestError(sentence, code, reason=reason, field_violations=violations, retry_after=retry_after)
 

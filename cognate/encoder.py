@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnxruntime
@@ -73,7 +73,7 @@ class Encoder:
 
         Raises:
             ArtifactError: The bundle is missing, damaged, or its graph cannot be run.
-            CognateError: The device is not there.
+            CognateError: There is no such device.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
@@ -114,7 +114,7 @@ class Encoder:
         Returns:
             float32, shape (texts, dimension), unit length.
         """
-        shape = (len(batch), max(1, *map(len, batch)) if len(batch) > 1 else max(1, len(batch[0])))
+        shape = (len(batch), max(1, *map(len, batch)))
         input_ids = np.full(shape, self._pad_id, np.int64)
         attention_mask = np.zeros(shape, np.int64)
         for row, ids in enumerate(batch):
@@ -163,6 +163,8 @@ class Encoder:
 
 
 def _choose_device(device: Device) -> str:
+    if device not in get_args(Device):
+        raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise CognateError(

@@ -1,13 +1,14 @@
 """The index artifact: vectors in FAISS, records in SQLite, and exact cosine search over them."""
 
+import errno
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import faiss
 import numpy as np
@@ -78,16 +79,17 @@ class IndexWriter:
         self._vectors.write(_flat_header(dimension, 0))
         self._records = sqlite3.connect(folder / RECORDS, isolation_level=None)
         # The folder is published only when whole, and is synced then: a journal would guard nothing.
-        self._records.executescript(
-            """
-            PRAGMA journal_mode = OFF;
-            PRAGMA synchronous = OFF;
-            CREATE TABLE records (
-                row INTEGER PRIMARY KEY, id TEXT NOT NULL, text TEXT NOT NULL, label TEXT, attributes TEXT
-            );
-            CREATE UNIQUE INDEX records_by_id ON records (id);
-            """
-        )
+        with _os_errors():
+            self._records.executescript(
+                """
+                PRAGMA journal_mode = OFF;
+                PRAGMA synchronous = OFF;
+                CREATE TABLE records (
+                    row INTEGER PRIMARY KEY, id TEXT NOT NULL, text TEXT NOT NULL, label TEXT, attributes TEXT
+                );
+                CREATE UNIQUE INDEX records_by_id ON records (id);
+                """
+            )
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -97,8 +99,8 @@ class IndexWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close its files."""
-        self._vectors.close()
         self._records.close()
+        self._vectors.close()
 
     def add(self, records: Sequence[Record], vectors: NDArray[np.float32]) -> None:
         """Append records with their vectors.
@@ -109,6 +111,7 @@ class IndexWriter:
 
         Raises:
             CognateError: An id occurs twice.
+            OSError: The disk is full or fails.
         """
         rows = [
             (
@@ -120,16 +123,17 @@ class IndexWriter:
             )
             for offset, record in enumerate(records)
         ]
-        self._records.execute("BEGIN")
-        for row in rows:
-            try:
-                self._records.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
-            except sqlite3.IntegrityError:
-                raise CognateError(
-                    f"record {row[0] + 1} has the id {row[1]!r}, which an earlier record has (a record "
-                    "without an id is numbered from 0); give every record an id of its own"
-                ) from None
-        self._records.execute("COMMIT")
+        with _os_errors():
+            self._records.execute("BEGIN")
+            for row in rows:
+                try:
+                    self._records.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
+                except sqlite3.IntegrityError:
+                    raise CognateError(
+                        f"record {row[0] + 1} has the id {row[1]!r}, which an earlier record has (a record "
+                        "without an id is numbered from 0); give every record an id of its own"
+                    ) from None
+            self._records.execute("COMMIT")
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
         self._count += len(records)
 
@@ -155,6 +159,16 @@ class IndexWriter:
             model=bundle.manifest.model,
             recall_at_10=_recall(index),
         )
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn SQLite's word for a full or failing disk into the OSError that other files give."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 class Index:
@@ -183,7 +197,7 @@ class Index:
         Raises:
             ArtifactError: It is missing, no index, damaged or too new.
             FingerprintError: Its vectors are of another bundle.
-            CognateError: The device is not there.
+            CognateError: There is no such device.
         """
         self.folder = Path(folder)
         self.manifest = IndexManifest.read(self.folder)
@@ -193,6 +207,8 @@ class Index:
                 f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
                 "give the bundle that it was built with, or build it again"
             )
+        if device not in get_args(Device):
+            raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
         gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
         if device == "cuda" and not gpus:
             raise CognateError(
@@ -229,7 +245,8 @@ class Index:
             min_score: Leave out hits with a smaller cosine.
 
         Returns:
-            The hits of each vector, best first, those of equal score in the order of the index.
+            The hits of each vector, best first, those of equal score in the order of the index. Which of
+            the records that share the last hit's score are among them is not defined.
 
         Raises:
             CognateError: top_k is less than 1, or the vectors have another dimension or are not finite.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from cognate.artifact import kind_of
+from cognate.artifact import kind_of, with_article
 from cognate.checkpoint import CheckpointManifest
 from cognate.errors import ModelError
 
@@ -50,7 +50,9 @@ def _source(name: str) -> str:
         if kind == CheckpointManifest.KIND:
             CheckpointManifest.read(folder)
         elif kind is not None:
-            raise ModelError(f"{name} is a {kind}; give a checkpoint, a model name or a model folder")
+            raise ModelError(
+                f"{name} is {with_article(kind)}; give a checkpoint, a model name or a model folder"
+            )
         elif not any((folder / file).is_file() for file in ("modules.json", "config.json")):
             raise ModelError(f"{name} is not a model folder: it has no modules.json and no config.json")
         return str(folder)

@@ -31,6 +31,9 @@ def _quota(cgroup: Path) -> float | None:
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
         except OSError:
             return None
-    if quota in ("max", "-1"):
+    try:
+        cores = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        # "max", or nothing that a kernel writes.
         return None
-    return int(quota) / int(period)
+    return cores if cores > 0 else None

@@ -209,9 +209,13 @@ def _open(source: str | Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _check_file(path: Path, name: str) -> None:
-    if path.is_dir():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise CognateError(f"{name} cannot be read: {error.strerror}") from None
+    if is_folder:
         raise CognateError(f"{name} is a folder; give a file of records")
-    if not path.exists():
+    if not exists:
         raise CognateError(f"{name} does not exist; give a file of records")
 
 
@@ -229,7 +233,7 @@ def _json_rows(file: IO[bytes], name: str, rejects: Rejects | None) -> Iterator[
         if not line.strip():
             continue
         try:
-            row = json.loads(_decode(line))
+            row = json.loads(_decode(line.rstrip()))
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, found {_type_name(row)}")  # noqa: TRY004
         except (ValueError, RecursionError) as error:

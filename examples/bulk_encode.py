@@ -12,7 +12,7 @@ from cognate import AsyncClient
 from cognate.errors import CognateError
 from cognate.records import read_records
 
-TEXTS_PER_CALL = 64
+TEXTS_PER_CALL = 32
 CALLS_IN_FLIGHT = 4
 
 

@@ -69,6 +69,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             Whether all of them were answered.
         """
         self._stopping = True
+        if not self._under_way:
+            return True
         try:
             await asyncio.wait_for(self._idle.wait(), grace)
         except TimeoutError:

@@ -23,8 +23,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self, request: embedding_pb2.EncodeRequest, context: Any
     ) -> embedding_pb2.EncodeResponse:
         """Encode texts."""
+        check_count("texts", len(request.texts), self._settings.max_texts)
         texts = list(request.texts)
-        check_count("texts", len(texts), self._settings.max_texts)
         for position, text in enumerate(texts):
             check_text(f"texts[{position}]", text, self._settings.max_text_bytes)
         if request.dimension > self._model.dimension:

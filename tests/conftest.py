@@ -2,6 +2,8 @@
 
 import os
 import string
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,16 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import exporter
 
     return exporter.export("minilm", tmp_path_factory.mktemp("bundles") / "minilm").folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
+    ).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import note, out, print_json
+from cognate.data_check import ROLES, Role, check_data, role_of
 from cognate.pairs import write_dataset
 
 app = typer.Typer(help="Make record files, and find what is wrong with them.", no_args_is_help=True)
@@ -75,3 +77,49 @@ def pairs(
         )
     if counts.rejected_lines:
         note(f"{counts.rejected_lines:,} bad lines were skipped; {told} says which and why")
+
+
+@app.command()
+def check(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[ROLE=]FILE...",
+            help="Record files; ROLE is train, queries or index, and is taken from the name where it is one.",
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what is in record files and what is wrong with them; exit code 1 where that is an error.
+
+    Finds bad lines, empty and duplicate texts, labels with a single record, and texts or labels that leak
+    from evaluation into training.
+
+    Example: cognate data check train.jsonl queries.jsonl index.jsonl
+    """
+    report = check_data([_with_role(file) for file in files])
+    failed = any(finding.severity == "error" for finding in report.findings)
+    if as_json:
+        print_json(report.as_json())
+        raise typer.Exit(int(failed))
+    table = Table()
+    for name in ("file", "records", "labels", "largest label", "bad lines"):
+        table.add_column(name, justify="left" if name == "file" else "right")
+    for file in report.files:
+        numbers = (file.records, file.labels, file.largest_label, file.bad_lines + file.empty_texts)
+        table.add_row(file.source, *(f"{number:,}" for number in numbers))
+    out.print(table)
+    for finding in report.findings:
+        examples = f" ({', '.join(finding.examples)})" if finding.examples else ""
+        out.print(f"{finding.severity}: {finding.message}{examples}")
+    if not report.findings:
+        out.print("nothing to object to")
+    raise typer.Exit(int(failed))
+
+
+def _with_role(file: str) -> tuple[str, Role | None]:
+    before, equals, after = file.partition("=")
+    for role in ROLES:
+        if equals and before == role:
+            return after, role
+    return file, role_of(file)

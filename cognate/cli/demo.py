@@ -126,7 +126,7 @@ def demo(
             out.print(f"\nAll of it is in {folder}; the server was stopped, as --once asks.")
             return
         out.print("\nThe server is up. From another terminal, try:")
-        out.print(f'   cognate search "my pip does not open the burrow"{where}')
+        out.print(f'   cognate search "the nanny says no although my stripe is fine"{where}')
         out.print("Ctrl-C stops it.")
         # Blocked, or the handlers of the command line would run; the server's own end wakes it too.
         ends = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}

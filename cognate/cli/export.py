@@ -29,7 +29,10 @@ def export(
         print_json(manifest.model_dump(mode="json", exclude={"files"}) | {"path": str(destination)})
         return
     parity = manifest.parity
-    out.print(f"bundle {destination}: {manifest.dimension} dimensions, {manifest.max_length} tokens a text")
+    out.print(
+        f"{destination}: a bundle of {manifest.dimension} dimensions, up to {manifest.max_length} tokens "
+        "a text"
+    )
     out.print(
         f"the same vectors as torch: smallest cosine {parity.min_cosine:.7f}, largest difference "
         f"{parity.max_abs_difference:.1e}, over {parity.texts} texts"

@@ -50,8 +50,8 @@ def build(
         print_json({**described, "path": str(destination), "seconds": round(seconds, 3), "rejected": skipped})
         return
     out.print(
-        f"index {destination}: {manifest.count:,} records, {manifest.kind}, {manifest.dimension} dimensions, "
-        f"recall@10 {manifest.recall_at_10:.4f}, "
+        f"{destination}: an index of {manifest.count:,} records, {manifest.kind}, "
+        f"{manifest.dimension} dimensions, recall@10 {manifest.recall_at_10:.4f}, "
         f"in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
     )
     if skipped:

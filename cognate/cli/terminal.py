@@ -12,7 +12,8 @@ from rich.table import Table
 
 from cognate.errors import CognateError
 
-out = Console(highlight=False, markup=False, soft_wrap=True)
+# A pipe has no width: tables that go into one are not folded to 80 columns.
+out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -109,7 +109,7 @@ def train(
         return
     if run.evaluations:
         out.print(metrics_table({"before": run.evaluations[0].metrics, "after": run.evaluations[-1].metrics}))
-    out.print(f"checkpoint {run.checkpoint}, in {run.seconds:.0f} s")
+    out.print(f"{run.checkpoint}: a checkpoint, after {run.seconds:.0f} s")
 
 
 def _tell(epoch: int, evaluation: Evaluation) -> None:

@@ -27,6 +27,17 @@ if _version_not_supported:
 
 class EmbeddingServiceStub:
     """Turns texts into embeddings: unit-length vectors whose inner product is their cosine similarity.
+
+    Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
+    reason is one of these, which never change:
+    BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
+    STOPPING                   UNAVAILABLE; call another server, or try again later.
+    ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
+    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
     """
 
     def __init__(self, channel):
@@ -44,6 +55,17 @@ class EmbeddingServiceStub:
 
 class EmbeddingServiceServicer:
     """Turns texts into embeddings: unit-length vectors whose inner product is their cosine similarity.
+
+    Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
+    reason is one of these, which never change:
+    BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
+    STOPPING                   UNAVAILABLE; call another server, or try again later.
+    ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
+    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
     """
 
     def Encode(self, request, context):
@@ -51,7 +73,7 @@ class EmbeddingServiceServicer:
 
         INVALID_ARGUMENT: no text, too many, a text too long, or a dimension the model does not have.
         RESOURCE_EXHAUSTED: the queue is full; RetryInfo says how long to wait.
-        DEADLINE_EXCEEDED: the deadline passed before the texts were encoded; the work was not done.
+        DEADLINE_EXCEEDED: the deadline passed before all texts were encoded; those that waited were dropped.
         UNAVAILABLE: the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,6 +98,17 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService:
     """Turns texts into embeddings: unit-length vectors whose inner product is their cosine similarity.
+
+    Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
+    reason is one of these, which never change:
+    BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
+    STOPPING                   UNAVAILABLE; call another server, or try again later.
+    ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
+    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
     """
 
     @staticmethod

@@ -50,8 +50,8 @@ class SearchServiceServicer:
         """Searches an index with one or more queries, and answers with the hits of each, in the order of
         the request, best first.
 
-        INVALID_ARGUMENT: no query, too many, an empty one, top_k out of range, a vector with the wrong
-        number of components or one that is not finite.
+        INVALID_ARGUMENT: no query, too many, an empty one, top_k or min_score out of range, a vector with
+        the wrong number of components, one that is not finite or nothing but zeros, an answer over 64 MiB.
         NOT_FOUND: no index of that name.
         RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE: as in EmbeddingService.Encode.
         """

@@ -34,7 +34,9 @@ def test_the_demo_trains_exports_indexes_serves_and_searches(tmp_path: Path) -> 
             assert before < 0.85
             assert after >= before + 0.05
             assert text.count("$ cognate ") == 5
-            answer = run("search", "my pip does not open the burrow", "--target", f"localhost:{port}")
+            answer = run(
+                "search", "the nanny says no although my stripe is fine", "--target", f"localhost:{port}"
+            )
             assert answer.returncode == 0, answer.stderr
         finally:
             demo.send_signal(signal.SIGINT)

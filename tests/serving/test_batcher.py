@@ -1,0 +1,215 @@
+"""The batcher with a real model, on an event loop of the test's own."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cognate.encoder import Encoder
+from serving.batcher import (
+    CHARACTERS_AT_A_TIME,
+    Batcher,
+    BusyError,
+    DeadlinePassedError,
+    Encoded,
+    EncodingFailedError,
+    TooLongError,
+)
+from tests.serving.servers import GatedEncoder
+
+SHORT = "open"
+LONG = "printer door " * 15
+SHORT_TOKENS, LONG_TOKENS = 3, 32
+
+
+@pytest.fixture(scope="module")
+def gated(bundle: Path) -> GatedEncoder:
+    return GatedEncoder(bundle)
+
+
+@asynccontextmanager
+async def batching(encoder: GatedEncoder, **options: Any) -> AsyncIterator[Batcher]:
+    batcher = Batcher(encoder, **options)
+    encoder.forget()
+    try:
+        yield batcher
+    finally:
+        encoder.gate.set()
+        encoder.fails_on = -1
+        batcher.close()
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Any:
+    def run(gated: GatedEncoder) -> None:
+        asyncio.run(test(gated))
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def start(batcher: Batcher, texts: list[str], **options: Any) -> asyncio.Task[Encoded]:
+    """Begin a call, and see it through to the queue."""
+    task = asyncio.create_task(batcher.encode(texts, "passage", **options))
+    await asyncio.sleep(0)
+    return task
+
+
+async def hold(batcher: Batcher, encoder: GatedEncoder) -> asyncio.Task[Encoded]:
+    """Close the gate, and begin a call that waits there."""
+    encoder.gate.clear()
+    task = await start(batcher, [SHORT])
+    await asyncio.to_thread(encoder.wait_for, "forward")
+    return task
+
+
+def batch_lengths(encoder: GatedEncoder) -> list[list[int]]:
+    return [[len(ids) for ids in batch] for batch in encoder.batches]
+
+
+@in_loop
+async def test_what_comes_while_the_model_runs_makes_one_batch(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        calls = [await start(batcher, [f"open {number}"]) for number in range(5)]
+        encoder.gate.set()
+        answers = await asyncio.gather(held, *calls)
+        assert batch_lengths(encoder) == [[SHORT_TOKENS], [4] * 5]
+        expected = Encoder.encode(encoder, [f"open {number}" for number in range(5)])
+        assert np.concatenate([answer.vectors for answer in answers[1:]]) == pytest.approx(expected, abs=1e-5)
+
+
+@in_loop
+async def test_a_large_call_is_split_and_a_small_one_goes_between(encoder: GatedEncoder) -> None:
+    async with batching(encoder, max_batch_tokens=4 * LONG_TOKENS) as batcher:
+        held = await hold(batcher, encoder)
+        large = await start(batcher, [LONG] * 8)
+        small = await start(batcher, [SHORT])
+        encoder.gate.set()
+        await asyncio.gather(held, large, small)
+        assert batch_lengths(encoder) == [
+            [SHORT_TOKENS],
+            [LONG_TOKENS] * 4,
+            [SHORT_TOKENS],
+            [LONG_TOKENS] * 4,
+        ]
+
+
+@in_loop
+async def test_a_cancelled_call_is_dropped_before_it_costs_anything(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        cancelled = await start(batcher, [LONG])
+        kept = await start(batcher, [SHORT])
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        encoder.gate.set()
+        await asyncio.gather(held, kept)
+        assert batch_lengths(encoder) == [[SHORT_TOKENS], [SHORT_TOKENS]]
+
+
+@in_loop
+async def test_a_call_cancelled_while_the_model_runs_it_harms_no_other(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        held.cancel()
+        kept = await start(batcher, [SHORT])
+        encoder.gate.set()
+        answer = await kept
+        assert answer.vectors == pytest.approx(Encoder.encode(encoder, [SHORT]), abs=1e-5)
+        assert held.cancelled()
+
+
+@in_loop
+async def test_a_call_whose_deadline_passes_in_the_queue_is_dropped(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        deadline = time.monotonic() + 0.01
+        late = await start(batcher, [LONG], deadline=deadline)
+        while time.monotonic() <= deadline:
+            await asyncio.sleep(0)
+        encoder.gate.set()
+        with pytest.raises(DeadlinePassedError):
+            await late
+        await held
+        assert batch_lengths(encoder) == [[SHORT_TOKENS]]
+
+
+@in_loop
+async def test_a_call_whose_deadline_has_passed_is_not_even_tokenised(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        with pytest.raises(DeadlinePassedError):
+            await batcher.encode([SHORT], "passage", deadline=time.monotonic())
+        assert encoder.events.empty()
+
+
+@in_loop
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(encoder: GatedEncoder) -> None:
+    async with batching(encoder, max_queue_tokens=2 * LONG_TOKENS) as batcher:
+        held = await hold(batcher, encoder)
+        waiting = await start(batcher, [LONG])
+        with pytest.raises(BusyError) as refused:
+            await batcher.encode([LONG] * 2, "passage")
+        assert 0 < refused.value.retry_after < math.inf
+        encoder.gate.set()
+        await asyncio.gather(held, waiting)
+        assert (await batcher.encode([LONG] * 2, "passage")).vectors.shape == (2, 32)
+
+
+@in_loop
+async def test_a_failing_batch_fails_its_own_calls_only(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        encoder.fails_on = LONG_TOKENS
+        # Of the second, a text is in the failing batch and another in none.
+        failing = [await start(batcher, [LONG]), await start(batcher, [LONG, SHORT])]
+        fine = await start(batcher, [SHORT])
+        encoder.gate.set()
+        for call in failing:
+            with pytest.raises(EncodingFailedError):
+                await call
+        expected = Encoder.encode(encoder, [SHORT])
+        assert (await fine).vectors == pytest.approx(expected, abs=1e-5)
+        assert (await held).vectors == pytest.approx(expected, abs=1e-5)
+        assert (await batcher.encode([SHORT], "passage")).vectors == pytest.approx(expected, abs=1e-5)
+
+
+@in_loop
+async def test_large_texts_are_tokenised_off_the_event_loop(encoder: GatedEncoder) -> None:
+    texts = [LONG * 100, SHORT, LONG * 400, *[LONG] * 50]
+    assert sum(map(len, texts)) > CHARACTERS_AT_A_TIME
+    async with batching(encoder) as batcher:
+        call = await start(batcher, texts)
+        # Were it tokenised inline, the call would be in the queue by now.
+        assert batcher._queue.empty
+        answer = await call
+        assert answer.vectors == pytest.approx(Encoder.encode(encoder, texts), abs=1e-5)
+        assert [text.truncated for text in answer.texts] == [True, False, True, *[False] * 50]
+
+
+@in_loop
+async def test_a_text_that_is_too_long_is_told_apart_and_leaves_no_trace(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        with pytest.raises(TooLongError) as refused:
+            await batcher.encode([SHORT, LONG * 9], "passage", truncate=False)
+        assert refused.value.position == 1
+        assert batcher._queue.tokens == 0
+        assert not encoder.batches
+
+
+@in_loop
+async def test_what_is_under_way_leaves_no_trace_once_all_is_answered(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        calls = [batcher.encode([SHORT, LONG] * (1 + number % 7), "passage") for number in range(40)]
+        answers = await asyncio.gather(*calls)
+        assert batcher._queue.tokens == 0
+        assert not batcher._answers
+        for answer in answers:
+            assert answer.queue_seconds >= 0
+            assert answer.encode_seconds > 0

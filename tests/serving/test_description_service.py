@@ -1,0 +1,43 @@
+"""ListIndexes and GetInfo over a real socket."""
+
+from pathlib import Path
+
+from cognate.encoder import Encoder
+from cognate.index import Index
+from cognate.v1 import index_pb2, info_pb2
+from serving.batcher import BATCH_TOKENS, QUEUE_BATCHES
+from tests.serving.servers import RECORDS, Stubs
+
+
+def test_indexes_are_listed_by_name(stubs: Stubs, index: Path) -> None:
+    response = stubs.list_indexes(index_pb2.ListIndexesRequest(), timeout=60)
+    assert [described.name for described in response.indexes] == ["default", "other"]
+    described = response.indexes[0]
+    manifest = Index(index).manifest
+    assert described.kind == "flat"
+    assert described.count == len(RECORDS)
+    assert described.dimension == 32
+    assert described.metric == "cosine"
+    assert described.fingerprint == manifest.fingerprint
+    assert described.created_at.ToDatetime(manifest.created_at.tzinfo) == manifest.created_at
+
+
+def test_info_tells_the_model_the_limits_and_the_versions(stubs: Stubs, encoder: Encoder) -> None:
+    info = stubs.get_info(info_pb2.GetInfoRequest(), timeout=60)
+    assert info.model.fingerprint == encoder.fingerprint
+    assert info.model.dimension == 32
+    assert info.model.max_length == 64
+    assert info.model.pooling == "mean"
+    assert info.model.precision == "fp32"
+    assert info.model.query_prompt == "how do i "
+    assert info.model.passage_prompt == ""
+    assert info.device == "cpu"
+    assert info.limits == info_pb2.Limits(
+        max_texts=50,
+        max_text_bytes=1000,
+        max_top_k=20,
+        max_message_bytes=200_000,
+        max_batch_tokens=BATCH_TOKENS["cpu"],
+        max_queue_tokens=QUEUE_BATCHES * BATCH_TOKENS["cpu"],
+    )
+    assert {"cognate", "onnxruntime", "faiss", "python"} <= set(info.versions)
