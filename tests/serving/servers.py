@@ -84,7 +84,7 @@ class Running:
         self._loop = asyncio.get_running_loop()
         try:
             await self.server.start()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self._failure = error
             return
         finally:
