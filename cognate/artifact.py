@@ -201,16 +201,17 @@ def kind_of(folder: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def check_destination(destination: Path, *, force: bool) -> None:
+def check_destination(destination: Path, kind: str, *, force: bool) -> None:
     """Refuse a place where an artifact cannot be written, before any work is done.
 
     Args:
         destination: The folder that will be made.
-        force: Whether an artifact that is there may be replaced.
+        kind: What it will be.
+        force: Whether an artifact of that kind that is there may be replaced.
 
     Raises:
-        ArtifactError: Something is there (and ``force`` is off, or it is no artifact of ours, which is
-            never deleted), or its parent cannot be written to.
+        ArtifactError: Something is there (and ``force`` is off, or it is no artifact of that kind, which
+            is never deleted), or its parent cannot be written to.
     """
     with _os_errors_told(destination, "written"):
         if destination.exists() or destination.is_symlink():
@@ -219,10 +220,10 @@ def check_destination(destination: Path, *, force: bool) -> None:
             if any(destination.iterdir()):
                 if not force:
                     raise ArtifactError(f"{destination} exists; give another --out, or --force to replace it")
-                if kind_of(destination) is None:
+                if kind_of(destination) != kind:
                     raise ArtifactError(
-                        f"{destination} exists and was not written by cognate, so --force does not delete "
-                        "it; give another --out, or remove it yourself"
+                        f"{destination} exists and is not {with_article(kind)} of cognate's, so --force does "
+                        "not delete it; give another --out, or remove it yourself"
                     )
         parent = destination.absolute().parent
         existing = next(path for path in (parent, *parent.parents) if path.exists())
@@ -242,7 +243,7 @@ def _os_errors_told(path: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
+def publishing(destination: Path, kind: str, *, force: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write an artifact in, and rename it into place at the end.
 
     Whatever ends the block early, an error or Ctrl-C, removes the temporary folder and leaves what was
@@ -250,7 +251,8 @@ def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         destination: Where the artifact shall be.
-        force: Whether an artifact that is there is replaced.
+        kind: What it will be.
+        force: Whether an artifact of that kind that is there is replaced.
 
     Yields:
         A folder beside the destination.
@@ -258,7 +260,7 @@ def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         ArtifactError: As ``check_destination``, or the disk is full or fails.
     """
-    check_destination(destination, force=force)
+    check_destination(destination, kind, force=force)
     with _os_errors_told(destination, "written"):
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
@@ -270,7 +272,7 @@ def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
         yield partial
         partial.chmod(0o755)
         sync_tree(partial)
-        _rename(partial, destination, force=force)
+        _rename(partial, destination, kind, force=force)
     except OSError as error:
         if error.errno is None:
             raise
@@ -279,9 +281,9 @@ def publishing(destination: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _rename(partial: Path, destination: Path, *, force: bool) -> None:
+def _rename(partial: Path, destination: Path, kind: str, *, force: bool) -> None:
     if destination.exists() and any(destination.iterdir()):
-        check_destination(destination, force=force)
+        check_destination(destination, kind, force=force)
         old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=partial.parent))
         destination.rename(old)
         try:

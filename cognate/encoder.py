@@ -62,6 +62,7 @@ class Encoder:
         device: Device = "auto",
         threads: int | None = None,
         max_batch_tokens: int | None = None,
+        spin: bool = True,
     ) -> None:
         """Open a bundle, check it and load its model.
 
@@ -70,6 +71,8 @@ class Encoder:
             device: "auto" takes a CUDA device where onnxruntime has one, else the CPU.
             threads: For one inference on the CPU. None: as many as there are cores to use.
             max_batch_tokens: Tokens of a batch, padding included. None: what suits the device.
+            spin: Whether idle threads of the model wait by spinning: a little quicker for a process that
+                does nothing else, and in the way of one that does.
 
         Raises:
             ArtifactError: The bundle is missing, damaged, or its graph cannot be run.
@@ -86,7 +89,7 @@ class Encoder:
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id
         self._tokenizer = _load_tokenizer(self.bundle)
-        self._session = _load_session(self.bundle, self.device, threads or available_cores())
+        self._session = _load_session(self.bundle, self.device, threads or available_cores(), spin)
         self._inputs = {value.name for value in self._session.get_inputs()}
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "passage") -> list[TokenizedText]:
@@ -184,11 +187,12 @@ def _load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _load_session(bundle: Bundle, device: str, threads: int) -> onnxruntime.InferenceSession:
+def _load_session(bundle: Bundle, device: str, threads: int, spin: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Batches differ in shape, so a pattern of one is no use to the next and its memory is never given back.
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
     if device == "cuda":

@@ -3,8 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-QUERY_BLOCK = 256
-"""Queries whose scores are held at a time; bounds memory at QUERY_BLOCK x records x 4 bytes."""
+BLOCK_SCORES = 1024 * 1024
+"""Scores that are held at a time, 4 bytes each and a copy, but for those of ``MIN_BLOCK`` queries."""
+
+MIN_BLOCK = 16
+"""Queries that are multiplied at once whatever the number of records, so that those are read less often."""
 
 
 def exact_top_k(
@@ -23,8 +26,9 @@ def exact_top_k(
     k = min(k, len(vectors))
     scores = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), QUERY_BLOCK):
-        products = queries[start : start + QUERY_BLOCK] @ vectors.T
+    block = max(MIN_BLOCK, BLOCK_SCORES // max(1, len(vectors)))
+    for start in range(0, len(queries), block):
+        products = queries[start : start + block] @ vectors.T
         thresholds = np.partition(products, len(vectors) - k, axis=1)[:, len(vectors) - k]
         for offset, (product, threshold) in enumerate(zip(products, thresholds, strict=True)):
             candidates = np.flatnonzero(product >= threshold)

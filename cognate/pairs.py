@@ -177,7 +177,7 @@ def write_dataset(
         ArtifactError: The destination exists or cannot be written.
     """
     destination = Path(destination)
-    check_destination(destination, force=force)
+    check_destination(destination, DatasetManifest.KIND, force=force)
     rejected_before = rejects.count if rejects else 0
     groups = group_pairs(read_pairs(source, rejects=rejects))
     if not groups.labels:
@@ -192,7 +192,7 @@ def write_dataset(
     split = split_groups(
         groups, seed=seed, evaluation_fraction=evaluation_fraction, max_distractors=max_distractors
     )
-    with publishing(destination, force=force) as folder:
+    with publishing(destination, DatasetManifest.KIND, force=force) as folder:
         for name, records in ((TRAIN, split.train), (QUERIES, split.queries), (INDEX, split.index)):
             _write_records(folder / name, records)
         return DatasetManifest.write(

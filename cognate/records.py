@@ -20,6 +20,9 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 MAX_ID_BYTES = 512
 MAX_LABEL_BYTES = 4096
+MAX_ATTRIBUTE_DEPTH = 16
+"""Levels of objects and lists. Clients of the wire contract cannot parse an answer of twice as many."""
+
 PARQUET_BATCH = 1024
 """Rows of a Parquet file that are held at a time."""
 
@@ -383,7 +386,18 @@ def _attributes(value: object) -> Attributes | None:
     except (TypeError, ValueError, RecursionError):
         raise ValueError("attributes must be made of JSON values (so no NaN, infinity or date)") from None
     _check_unicode("attributes", dumped)
+    if _depth(value) > MAX_ATTRIBUTE_DEPTH:
+        raise ValueError(f"attributes are nested deeper than {MAX_ATTRIBUTE_DEPTH} levels")
     return value
+
+
+def _depth(value: object) -> int:
+    """Levels of objects and lists; json has parsed it, so it is not too deep to walk."""
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def _check_unicode(key: str, value: str) -> None:

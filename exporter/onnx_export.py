@@ -45,7 +45,7 @@ def export(source: str | Path, destination: str | Path, *, force: bool = False) 
         ArtifactError: The destination exists or cannot be written.
     """
     destination = Path(destination)
-    check_destination(destination, force=force)
+    check_destination(destination, BundleManifest.KIND, force=force)
     with _quiet():
         model = models.load(
             str(source),
@@ -55,7 +55,7 @@ def export(source: str | Path, destination: str | Path, *, force: bool = False) 
         )
         pooling = _check_modules(model, source)
         model.float().eval()
-        with publishing(destination, force=force) as partial:
+        with publishing(destination, BundleManifest.KIND, force=force) as partial:
             _write_graph(model, partial)
             manifest = _write_manifest(model, partial, source=str(source), pooling=pooling)
             if manifest.parity.min_cosine < MIN_COSINE:

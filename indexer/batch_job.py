@@ -42,7 +42,7 @@ def build(
         CognateError: A bad line, two records with one id, no record at all, a damaged bundle, or a
             destination that exists or cannot be written. Nothing is left behind then.
     """
-    with publishing(Path(destination), force=force) as partial:
+    with publishing(Path(destination), IndexManifest.KIND, force=force) as partial:
         encoder = Encoder(bundle, device=device)
         records = read_records(source, rejects=rejects)
         with IndexWriter(partial, encoder.dimension) as writer:

@@ -70,7 +70,8 @@ class Server:
             CognateError: The device is not there, or the port cannot be listened on.
         """
         settings = self.settings
-        encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
+        # Spinning threads would take the cores that the event loop needs.
+        encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads, spin=False)
         indexes = {
             name: Index(path, fingerprint=encoder.fingerprint, device=settings.device)
             for name, path in settings.indexes.items()

@@ -53,7 +53,7 @@ def publish(
     force: bool = False,
     at_last: Callable[[Path], object] = lambda folder: None,
 ) -> NotesManifest:
-    with publishing(destination, force=force) as folder:
+    with publishing(destination, NotesManifest.KIND, force=force) as folder:
         fill(folder)
         manifest = NotesManifest.write(folder, title=title)
         at_last(folder)
@@ -246,7 +246,7 @@ def test_an_artifact_that_may_not_be_read_is_one_clear_error(notes: Path) -> Non
 
 
 def test_what_is_published_appears_whole_with_nothing_beside_it(tmp_path: Path) -> None:
-    with publishing(tmp_path / "new/notes") as folder:
+    with publishing(tmp_path / "new/notes", NotesManifest.KIND) as folder:
         fill(folder)
         NotesManifest.write(folder, title="x")
         assert not (tmp_path / "new/notes").exists()
@@ -278,7 +278,7 @@ def test_what_ends_early_leaves_the_artifact_that_was_there(notes: Path, error: 
 def test_a_process_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import signal, sys; from pathlib import Path; from cognate.artifact import publishing\n"
-        "with publishing(Path(sys.argv[1])) as folder:\n"
+        "with publishing(Path(sys.argv[1]), 'notes') as folder:\n"
         "    (folder / 'a').write_bytes(b'x'); print('writing', flush=True); signal.pause()"
     )
     with subprocess.Popen(
@@ -316,7 +316,7 @@ def test_a_folder_that_is_not_ours_is_never_deleted(tmp_path: Path, manifest: st
     if manifest:
         (mine / MANIFEST).write_text(manifest)
     before = tree(tmp_path)
-    with pytest.raises(ArtifactError, match="was not written by cognate"):
+    with pytest.raises(ArtifactError, match="is not a notes of cognate's"):
         publish(mine, force=True)
     assert tree(tmp_path) == before
 
@@ -353,7 +353,7 @@ def test_a_place_below_a_file_is_refused_before_any_work(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     for destination in (tmp_path / "file/notes", tmp_path / "file/deeper/notes"):
         with pytest.raises(ArtifactError, match=r"file is not a folder, so .*notes cannot be written"):
-            check_destination(destination, force=False)
+            check_destination(destination, NotesManifest.KIND, force=False)
 
 
 def test_a_name_that_no_folder_can_have_is_one_clear_error(tmp_path: Path) -> None:
@@ -399,3 +399,13 @@ def test_a_file_larger_than_is_allowed_is_told_and_leaves_nothing(tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert tree(tmp_path) == {}
+
+
+def test_force_never_replaces_an_artifact_of_another_kind(tmp_path: Path) -> None:
+    publish(tmp_path / "notes")
+    with (
+        pytest.raises(ArtifactError, match="exists and is not an index of cognate's"),
+        publishing(tmp_path / "notes", "index", force=True),
+    ):
+        raise AssertionError("it was let in")
+    assert NotesManifest.read(tmp_path / "notes").title == "ours"

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cognate.exact import QUERY_BLOCK, exact_top_k
+from cognate import exact
+from cognate.exact import MIN_BLOCK, exact_top_k
 
 
 def full_sort(
@@ -49,10 +50,9 @@ def test_records_of_equal_score_come_in_their_own_order() -> None:
     assert rows.tolist() == [[1, 2, 4]]
 
 
-@pytest.mark.parametrize(
-    "queries", [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 3]
-)
-def test_any_number_of_queries_is_searched_in_blocks(queries: int) -> None:
+@pytest.mark.parametrize("queries", [0, 1, MIN_BLOCK - 1, MIN_BLOCK, MIN_BLOCK + 1, 2 * MIN_BLOCK + 3])
+def test_any_number_of_queries_is_searched_in_blocks(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "BLOCK_SCORES", 1)
     random = np.random.default_rng(queries)
     one = random.integers(-9, 10, (queries, 8)).astype(np.float32)
     other = random.integers(-9, 10, (100, 8)).astype(np.float32)

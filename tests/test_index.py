@@ -48,7 +48,7 @@ def build(
     chunk: int = 64,
 ) -> IndexManifest:
     records = records or [Record(f"text {row}") for row in range(len(vectors))]
-    with publishing(destination) as folder, IndexWriter(folder, vectors.shape[1]) as writer:
+    with publishing(destination, "index") as folder, IndexWriter(folder, vectors.shape[1]) as writer:
         for start in range(0, len(vectors), chunk):
             writer.add(records[start : start + chunk], vectors[start : start + chunk])
         return writer.finish(bundle)

@@ -317,7 +317,7 @@ def test_a_folder_of_the_users_own_is_never_replaced(tmp_path: Path) -> None:
     source = quora_file(tmp_path / "quora.tsv")
     (tmp_path / "mine").mkdir()
     write(tmp_path / "mine/train.jsonl", "precious")
-    with pytest.raises(ArtifactError, match="not written by cognate"):
+    with pytest.raises(ArtifactError, match="is not a dataset of cognate's"):
         write_dataset(source, tmp_path / "mine", force=True)
     assert (tmp_path / "mine/train.jsonl").read_text() == "precious"
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cognate.errors import CognateError, RecordError
 from cognate.records import (
+    MAX_ATTRIBUTE_DEPTH,
     MAX_ID_BYTES,
     MAX_LABEL_BYTES,
     MAX_LINE_BYTES,
@@ -474,3 +475,15 @@ def test_tables_are_read_as_cells_with_the_lines_they_begin_on(tmp_path: Path) -
 def test_only_csv_and_tsv_are_tables(tmp_path: Path) -> None:
     with pytest.raises(CognateError, match=r"a\.jsonl is neither \.csv nor \.tsv"):
         list(read_tables(write(tmp_path / "a.jsonl", b'{"text": "a"}\n')))
+
+
+def test_attributes_as_deep_as_a_client_can_read_are_taken_and_deeper_ones_refused(tmp_path: Path) -> None:
+    for depth, taken in ((MAX_ATTRIBUTE_DEPTH, True), (MAX_ATTRIBUTE_DEPTH + 1, False)):
+        path = tmp_path / f"{depth}.jsonl"
+        nested = '{"a":' * depth + "1" + "}" * depth
+        path.write_text(f'{{"text": "a", "attributes": {nested}}}\n')
+        if taken:
+            assert len(list(read_records(path))) == 1
+        else:
+            with pytest.raises(RecordError, match="nested deeper than 16 levels"):
+                list(read_records(path))

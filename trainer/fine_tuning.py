@@ -102,7 +102,7 @@ def fit(
     started = time.monotonic()
     settings = TrainingOptions(**options)
     out = Path(out)
-    check_destination(out, force=force)
+    check_destination(out, CheckpointManifest.KIND, force=force)
     if (queries is None) != (index is None):
         raise CognateError("evaluation needs both queries and index; give both, or neither")
     records, dropped = _training_records(train_data)
@@ -120,7 +120,7 @@ def fit(
                 on_evaluation(len(evaluations) - 1, evaluations[-1])
 
     evaluate_now()
-    with publishing(out, force=force) as partial:
+    with publishing(out, CheckpointManifest.KIND, force=force) as partial:
         losses = _train(encoder.model, records, settings, evaluate_now, on_progress)
         encoder.model.save(str(partial), create_model_card=False)
         seconds = time.monotonic() - started

@@ -142,7 +142,7 @@ class GatedEncoder(Encoder):
 
 
 def write_index(folder: Path, encoder: Encoder, records: Sequence[Record]) -> Path:
-    with publishing(folder) as partial, IndexWriter(partial, encoder.dimension) as writer:
+    with publishing(folder, "index") as partial, IndexWriter(partial, encoder.dimension) as writer:
         writer.add(records, encoder.encode([record.text for record in records]))
         writer.finish(encoder.bundle)
     return folder
