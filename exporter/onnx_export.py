@@ -49,8 +49,12 @@ def export(source: str | Path, destination: str | Path, *, force: bool = False) 
     with _quiet():
         model = models.load(
             str(source),
-            lambda name: SentenceTransformer(
-                name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            lambda name, local: SentenceTransformer(
+                name,
+                device="cpu",
+                trust_remote_code=False,
+                local_files_only=local,
+                model_kwargs={"use_safetensors": True},
             ),
         )
         pooling = _check_modules(model, source)

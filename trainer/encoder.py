@@ -49,8 +49,11 @@ def load_encoder(name: str) -> TorchEncoder:
     return TorchEncoder(
         models.load(
             name,
-            lambda source: SentenceTransformer(
-                source, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            lambda source, local: SentenceTransformer(
+                source,
+                trust_remote_code=False,
+                local_files_only=local,
+                model_kwargs={"use_safetensors": True},
             ),
         )
     )

@@ -180,6 +180,7 @@ def _train(
             dimension=model.get_embedding_dimension() or 0,
         ),
         make_miner(settings.miner, settings.miner_options),
+        bf16=settings.precision == "bf16",
     ).to(model.device)
     max_length = model.max_seq_length
     if settings.max_length is not None:

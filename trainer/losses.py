@@ -23,9 +23,12 @@ class MetricLoss(nn.Module):
     joined before the miner and the loss see them: the mathematics is that of one batch, with less padding.
     """
 
-    def __init__(self, model: SentenceTransformer, loss: nn.Module, miner: nn.Module | None) -> None:
-        """Take a model, a pytorch-metric-learning loss and, or not, a miner."""
+    def __init__(
+        self, model: SentenceTransformer, loss: nn.Module, miner: nn.Module | None, *, bf16: bool = False
+    ) -> None:
+        """Take a model, a pytorch-metric-learning loss and, or not, a miner; bf16 is the model's alone."""
         super().__init__()
+        self.bf16 = bf16
         self.model = model
         self.loss = loss
         self.miner = miner
@@ -65,7 +68,8 @@ class MetricLoss(nn.Module):
                 for name, value in features.items()
                 if isinstance(value, Tensor) and value.dim() == 2
             }
-            embeddings.append(self.model(micro)["sentence_embedding"])
+            with torch.autocast(lengths.device.type, torch.bfloat16, enabled=self.bf16):
+                embeddings.append(self.model(micro)["sentence_embedding"].float())
         return torch.cat(embeddings)[torch.argsort(order)]
 
 

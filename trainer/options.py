@@ -22,6 +22,8 @@ class TrainingOptions(pydantic.BaseModel):
         optimizer: "adamw" or "adam".
         warmup_ratio: The share of the steps in which the learning rate climbs to its peak; it then falls
             linearly to 0.
+        precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
+            processor or GPU that has it.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
         seed: Decides the batches and the dropout.
         k: Hits that the evaluations look at.
@@ -39,6 +41,7 @@ class TrainingOptions(pydantic.BaseModel):
     learning_rate: float = pydantic.Field(2e-5, gt=0, le=1)
     optimizer: Literal["adamw", "adam"] = "adamw"
     warmup_ratio: float = pydantic.Field(0.1, ge=0, le=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
     k: int = pydantic.Field(20, ge=1, le=10_000)

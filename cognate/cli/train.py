@@ -43,6 +43,10 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=VALUE of the miner. [default: margin=0.2, type_of_triplets=semihard]"),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there."),
+    ] = "fp32",
     max_length: Annotated[
         int | None, typer.Option(min=4, help="Tokens read of a text in training. [default: the model's]")
     ] = None,
@@ -93,6 +97,7 @@ def train(
             warmup_ratio=warmup_ratio,
             loss=loss,
             miner=miner,
+            precision=precision,
             max_length=max_length,
             seed=seed,
             k=k,

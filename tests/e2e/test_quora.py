@@ -56,7 +56,7 @@ def test_search_over_grpc_is_exact_search_with_sentence_transformers_vectors(
         Client(target, timeout=120) as client,
     ):
         found = client.search_many(queries, top_k=TOP_K)
-    model = models.load("minilm", lambda name: SentenceTransformer(name, device="cpu"))
+    model = models.load("minilm", lambda name, _: SentenceTransformer(name, device="cpu"))
     vectors = model.encode([record.text for record in read_records(quora / "index.jsonl")])
     query_vectors = model.encode(queries)
     # One more than asked for: a hit may swap places with one whose score is equal but for rounding.
