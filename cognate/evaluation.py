@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from cognate.errors import CognateError
 from cognate.exact import exact_top_k
 from cognate.metrics import METRICS
-from cognate.records import Record
+from cognate.records import Record, read_records
 
 DEFAULT_K = 20
 
@@ -124,6 +125,22 @@ def evaluate(
         rows=rows,
         scores=scores,
     )
+
+
+def read_queries_and_index(queries: str | Path, index: str | Path) -> tuple[list[Record], list[Record]]:
+    """Read what ``evaluate`` takes; one file given as both is read once, so that it is searched with itself.
+
+    Args:
+        queries: A record file, every record with a label.
+        index: A record file.
+
+    Raises:
+        RecordError: A bad line.
+        CognateError: A file cannot be read.
+    """
+    records = list(read_records(queries, require_label=True))
+    same = Path(index).exists() and Path(queries).exists() and Path(index).samefile(queries)
+    return records, records if same else list(read_records(index))
 
 
 def _count_labels(index: Sequence[Record]) -> dict[str, int]:

@@ -25,8 +25,9 @@ from transformers import (
 from cognate.artifact import check_destination, installed_versions, publishing, sha256_file
 from cognate.checkpoint import TRAINING, CheckpointManifest
 from cognate.errors import CognateError
-from cognate.evaluation import Evaluation, evaluate
+from cognate.evaluation import Evaluation, evaluate, read_queries_and_index
 from cognate.records import Record, read_records
+from trainer.averaging import PretrainedAverage
 from trainer.batches import ClassBalancedBatchSampler
 from trainer.encoder import load_encoder
 from trainer.losses import MetricLoss, make_loss, make_miner
@@ -108,7 +109,7 @@ def fit(
     records, dropped = _training_records(train_data)
     searched = None
     if queries is not None and index is not None:
-        searched = (list(read_records(queries, require_label=True)), list(read_records(index)))
+        searched = read_queries_and_index(queries, index)
     set_seed(settings.seed)
     encoder = load_encoder(model)
     evaluations: list[Evaluation] = []
@@ -120,8 +121,15 @@ def fit(
                 on_evaluation(len(evaluations) - 1, evaluations[-1])
 
     evaluate_now()
+    average = PretrainedAverage(encoder.model, settings.pretrained_weight)
+
+    def evaluate_average() -> None:
+        with average.applied():
+            evaluate_now()
+
     with publishing(out, CheckpointManifest.KIND, force=force) as partial:
-        losses = _train(encoder.model, records, settings, evaluate_now, on_progress)
+        losses = _train(encoder.model, records, settings, evaluate_average, on_progress)
+        average.apply()
         encoder.model.save(str(partial), create_model_card=False)
         seconds = time.monotonic() - started
         given = {"train": train_data, "queries": queries, "index": index}

@@ -25,6 +25,9 @@ class TrainingOptions(pydantic.BaseModel):
         precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
             processor or GPU that has it.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
+        pretrained_weight: The share of the weights before training in the final ones, at most 1. A little
+            keeps what the model knew and the training data does not show; 0 keeps none. Source: Wortsman
+            et al., "Robust fine-tuning of zero-shot models", 2022.
         seed: Decides the batches and the dropout.
         k: Hits that the evaluations look at.
     """
@@ -43,6 +46,7 @@ class TrainingOptions(pydantic.BaseModel):
     warmup_ratio: float = pydantic.Field(0.1, ge=0, le=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
+    pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
     k: int = pydantic.Field(20, ge=1, le=10_000)
 

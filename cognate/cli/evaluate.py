@@ -7,9 +7,9 @@ import typer
 
 from cognate.artifact import kind_of
 from cognate.cli.terminal import metrics_table, needs, note, out, print_json
-from cognate.evaluation import DEFAULT_K, Evaluation, TextEncoder
+from cognate.evaluation import DEFAULT_K, Evaluation, TextEncoder, read_queries_and_index
 from cognate.evaluation import evaluate as evaluate_encoder
-from cognate.records import Record, read_records
+from cognate.records import Record
 
 
 def evaluate(
@@ -24,8 +24,7 @@ def evaluate(
 
     Example: cognate evaluate minilm --queries queries.jsonl --index index.jsonl --compare checkpoint/
     """
-    query_records = list(read_records(queries, require_label=True))
-    index_records = query_records if index.exists() and index.samefile(queries) else list(read_records(index))
+    query_records, index_records = read_queries_and_index(queries, index)
     first = _evaluate(model, query_records, index_records, k)
     second = None if compare is None else _evaluate(compare, query_records, index_records, k)
     if as_json:
@@ -53,7 +52,7 @@ def _encoder(name: str) -> TextEncoder:
     if kind_of(Path(name)) == "bundle":
         with needs("serve"):
             from cognate.encoder import Encoder
-        return Encoder(name)
+        return Encoder(name, bulk=True)
     with needs("train"):
         import trainer
     return trainer.load_encoder(name)

@@ -47,6 +47,9 @@ def train(
         Literal["fp32", "bf16"],
         typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there."),
     ] = "fp32",
+    pretrained_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the weights before training in the final ones.")
+    ] = 0.0,
     max_length: Annotated[
         int | None, typer.Option(min=4, help="Tokens read of a text in training. [default: the model's]")
     ] = None,
@@ -98,6 +101,7 @@ def train(
             loss=loss,
             miner=miner,
             precision=precision,
+            pretrained_weight=pretrained_weight,
             max_length=max_length,
             seed=seed,
             k=k,

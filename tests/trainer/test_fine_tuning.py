@@ -12,6 +12,7 @@ import trainer
 from cognate.artifact import sha256_file
 from cognate.checkpoint import CheckpointManifest
 from cognate.errors import ArtifactError, CognateError, ModelError, RecordError
+from cognate.evaluation import evaluate, read_queries_and_index
 from cognate.metrics import METRICS
 
 OPTIONS = {"epochs": 2, "batch_size": 16, "records_per_label": 4, "learning_rate": 1e-3, "k": 5}
@@ -162,3 +163,21 @@ def test_an_unknown_model_is_told_with_those_that_exist(data: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="no model named 'no-such-model'.*minilm.*network"):
         fit(data, Path("no-such-model"), tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_share_of_the_weights_before_training_is_in_the_checkpoint_and_its_metrics(
+    data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = fit(data, tiny_model, tmp_path / "kept", pretrained_weight=1.0)
+    texts = ["how do i open the door", "printer"]
+    kept = SentenceTransformer(str(run.checkpoint), device="cpu").encode(texts)
+    assert kept == pytest.approx(SentenceTransformer(str(tiny_model), device="cpu").encode(texts), abs=1e-6)
+    assert run.evaluations[-1].metrics == pytest.approx(run.evaluations[0].metrics)
+    mixed = fit(data, tiny_model, tmp_path / "mixed", pretrained_weight=0.5)
+    evaluated = trainer.load_encoder(str(mixed.checkpoint))
+    again = evaluate(
+        evaluated,
+        *read_queries_and_index(data / "queries.jsonl", data / "index.jsonl"),
+        k=OPTIONS["k"],
+    )
+    assert again.metrics == pytest.approx(mixed.evaluations[-1].metrics)
