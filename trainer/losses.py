@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cognate.errors import CognateError
 from trainer.options import Option
 
-MICRO_BATCH = 32
+MICRO_BATCH = 16
 """Texts that go through the model together. Sorted by length, they need little padding."""
 
 
