@@ -1,53 +1,48 @@
 """Texts to embeddings, with onnxruntime and tokenizers: the one path of indexer, serving, evaluation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime
-import tokenizers
 from numpy.typing import NDArray
 
+from cognate import vector_formats
 from cognate.batching import batches_by_length
 from cognate.bundle import Bundle, InputType
-from cognate.errors import ArtifactError, CognateError
+from cognate.errors import CognateError
 from cognate.processors import available_cores
+from cognate.providers import OUTPUT, Device, open_session
+from cognate.tokenization import TextTokenizer, TokenizedText
+from cognate.vector_formats import VectorFormat
 
-Device = Literal["auto", "cpu", "cuda"]
+__all__ = ["Device", "Encoder", "OnLong", "TokenizedText"]
 
-MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
-"""Tokens of a batch, padding included, by device."""
-
-MAX_BATCH_TEXTS = {"cpu": 64, "cuda": 1024}
-"""Texts of a batch, by device."""
+OnLong = Literal["truncate", "error", "split"]
 
 WINDOW = 4096
 """Texts that are tokenised and sorted by length together; bounds memory whatever the number of texts."""
-
-OUTPUT = "sentence_embedding"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """A text as the model reads it.
-
-    Attributes:
-        ids: Token ids, special tokens and prompt included, at most max_length.
-        truncated: Whether the text had more.
-    """
-
-    ids: Sequence[int]
-    truncated: bool
 
 
 class Encoder:
     """Encodes texts with a bundle. Safe to use from several threads.
 
+    Every string is a text, if it is Unicode: an empty one, or one of which the tokenizer drops everything
+    (white space, control characters), has the vector of the model's special tokens alone. NUL, combining
+    characters and right-to-left text are what the bundle's tokenizer makes of them. An unpaired surrogate is
+    refused. A text that is too long is cut, refused or split, as asked; of a cut text nothing is looked at
+    beyond 4,096 characters for each token of max_length. A text's vector does not depend on the texts it is
+    encoded with, but for rounding (1e-5).
+
     Attributes:
         bundle: The opened bundle.
-        device: "cpu" or "cuda": where the model runs.
+        device: Where the model runs: "cpu", "cuda", …; never "auto".
         dimension: Components of an embedding.
         fingerprint: Of the bundle.
         max_length: Tokens that are read of a text.
@@ -62,34 +57,39 @@ class Encoder:
         device: Device = "auto",
         threads: int | None = None,
         max_batch_tokens: int | None = None,
-        spin: bool = True,
+        bulk: bool = False,
     ) -> None:
         """Open a bundle, check it and load its model.
 
         Args:
             bundle: Its folder, or one opened before.
-            device: "auto" takes a CUDA device where onnxruntime has one, else the CPU.
-            threads: For one inference on the CPU. None: as many as there are cores to use.
+            device: "auto" takes a CUDA device where onnxruntime can start one, else the CPU.
+            threads: Cores to use on the CPU. None: those that this process may use, by its affinity and its
+                cgroup's quota.
             max_batch_tokens: Tokens of a batch, padding included. None: what suits the device.
-            spin: Whether idle threads of the model wait by spinning: a little quicker for a process that
-                does nothing else, and in the way of one that does.
+            bulk: For jobs that encode many texts on the CPU: each run of the model has one thread, which
+                never waits for another, and as many runs at once as there are threads. Otherwise all
+                threads share a run, so that one text is done sooner.
 
         Raises:
             ArtifactError: The bundle is missing, damaged, or its graph cannot be run.
-            CognateError: There is no such device.
+            CognateError: There is no such device, or it cannot be started.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
-        self.device = _choose_device(device)
+        threads = threads or available_cores()
+        self._tokenizer = TextTokenizer(self.bundle)
+        self._provider, self._session = open_session(self.bundle, device, 1 if bulk else threads)
+        self.device = self._provider.device
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
         self.max_length = manifest.max_length
-        self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[self.device]
-        self.max_batch_texts = MAX_BATCH_TEXTS[self.device]
+        self.max_batch_tokens = max_batch_tokens or self._provider.max_batch_tokens
+        self.max_batch_texts = self._provider.max_batch_texts
+        self._runs_at_once = threads if self.device == "cpu" else 1
+        self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id
-        self._tokenizer = _load_tokenizer(self.bundle)
-        self._session = _load_session(self.bundle, self.device, threads or available_cores(), spin)
         self._inputs = {value.name for value in self._session.get_inputs()}
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "passage") -> list[TokenizedText]:
@@ -101,12 +101,11 @@ class Encoder:
 
         Returns:
             One for each text, in order.
+
+        Raises:
+            CognateError: A text is no Unicode text.
         """
-        prompt = self._prompts[input_type]
-        encodings = self._tokenizer.encode_batch_fast(
-            [prompt + text for text in texts] if prompt else list(texts)
-        )
-        return [TokenizedText(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
+        return self._tokenizer.tokenize(texts, self._prompts[input_type])
 
     def forward(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Run the model once.
@@ -117,7 +116,212 @@ class Encoder:
         Returns:
             float32, shape (texts, dimension), unit length.
         """
-        shape = (len(batch), max(1, *map(len, batch)))
+        with self._turn:
+            (embeddings,) = self._session.run([OUTPUT], self._feeds(batch))
+        result: NDArray[np.float32] = embeddings
+        return result
+
+    def forward_on_device(self, batch: Sequence[Sequence[int]]) -> onnxruntime.OrtValue:
+        """Run the model once, and leave the vectors where the device calculated them.
+
+        Args:
+            batch: The token ids of each text, at least one text.
+
+        Returns:
+            float32, shape (texts, dimension), unit length; ``data_ptr()`` is its address, on the GPU for
+            cuda and tensorrt, for a search there.
+        """
+        binding = self._session.io_binding()
+        for name, values in self._feeds(batch).items():
+            binding.bind_cpu_input(name, values)
+        binding.bind_output(OUTPUT, self._provider.memory)
+        with self._turn:
+            self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    def warm_up(self) -> None:
+        """Run a short text and the largest batch, so that the first call is as quick as those after it."""
+        longest = [self._pad_id] * self.max_length
+        texts = min(self.max_batch_texts, max(1, self.max_batch_tokens // self.max_length))
+        self.forward([longest] * texts)
+        self.forward([text.ids for text in self.tokenize(["warm up"])])
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        input_type: InputType = "passage",
+        *,
+        on_long: OnLong = "truncate",
+        dimension: int | None = None,
+        vector_format: VectorFormat = "float32",
+        on_progress: Callable[[int], None] | None = None,
+        on_truncated: Callable[[int, int], None] | None = None,
+    ) -> NDArray[Any]:
+        """Encode texts.
+
+        Args:
+            texts: Any number.
+            input_type: Which prompt to put before each.
+            on_long: What becomes of a text of more than max_length tokens. "truncate": the rest is not read.
+                "error": it is refused. "split": it is cut into windows that overlap by an eighth, and its
+                vector is the mean of theirs, weighted by their tokens, at unit length.
+            dimension: Keep the first so many components, at unit length (Matryoshka). None: all.
+            vector_format: "float32", "float16", "int8" (components times 127) or "binary" (one bit each);
+                see ``cognate.vector_formats.convert``.
+            on_progress: Called with the number of texts done since the last call.
+            on_truncated: Called with the position of each text that is cut, and the tokens it lost; of a text
+                of more than 64 characters for each token of max_length, at least so many.
+
+        Returns:
+            Shape (texts, dimension), in the order of ``texts``, unit length; for "binary" uint8 of shape
+            (texts, ceil(dimension / 8)).
+
+        Raises:
+            CognateError: A text is no Unicode text, or too long and not to be cut; there is no such
+                dimension or format.
+        """
+        blocks = self.encode_stream(
+            texts,
+            input_type,
+            on_long=on_long,
+            dimension=dimension,
+            vector_format=vector_format,
+            on_progress=on_progress,
+            on_truncated=on_truncated,
+        )
+        none = np.empty((0, self.dimension), np.float32)
+        embeddings = vector_formats.convert(
+            vector_formats.cut(none, dimension or self.dimension), vector_format
+        )
+        embeddings = np.empty((len(texts), embeddings.shape[1]), embeddings.dtype)
+        start = 0
+        for block in blocks:
+            embeddings[start : start + len(block)] = block
+            start += len(block)
+        return embeddings
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        input_type: InputType = "passage",
+        *,
+        on_long: OnLong = "truncate",
+        dimension: int | None = None,
+        vector_format: VectorFormat = "float32",
+        on_progress: Callable[[int], None] | None = None,
+        on_truncated: Callable[[int, int], None] | None = None,
+    ) -> Iterator[NDArray[Any]]:
+        """Encode texts as they come, in memory that does not grow with their number.
+
+        Args:
+            texts: Read as far as the next block needs; may never end.
+            input_type: As for ``encode``, as is all that follows.
+            on_long: See there.
+            dimension: See there.
+            vector_format: See there.
+            on_progress: See there.
+            on_truncated: See there.
+
+        Returns:
+            The embeddings in the order of the texts, 4,096 at a time, the last ones fewer.
+
+        Raises:
+            CognateError: As ``encode`` does.
+        """
+        vector_formats.check(dimension, self.dimension, vector_format)
+        if on_long not in get_args(OnLong):
+            raise CognateError(
+                f"there is no on_long {on_long!r}; choose one of {', '.join(get_args(OnLong))}"
+            )
+        prompt = self._prompts[input_type]
+
+        def blocks() -> Iterator[NDArray[Any]]:
+            first = 0
+            remaining = iter(texts)
+            while window := list(itertools.islice(remaining, WINDOW)):
+                tokenized = self._tokenizer.tokenize(window, prompt, first=first)
+                long = [position for position, text in enumerate(tokenized) if text.truncated]
+                if long and on_long == "error":
+                    raise CognateError(
+                        f"text {first + long[0]} has {tokenized[long[0]].lost} tokens more than the "
+                        f"{self.max_length} that the model reads; shorten it, or have it truncated or split"
+                    )
+                if long and on_long == "split":
+                    vectors = self._encode_split(window, tokenized, prompt, on_progress)
+                else:
+                    vectors = self._encode([text.ids for text in tokenized], len(window), on_progress)
+                    if on_truncated:
+                        for position in long:
+                            on_truncated(first + position, tokenized[position].lost)
+                yield vector_formats.convert(
+                    vector_formats.cut(vectors, dimension or self.dimension), vector_format
+                )
+                first += len(window)
+
+        return blocks()
+
+    def _encode(
+        self, token_ids: Sequence[Sequence[int]], texts: int, on_progress: Callable[[int], None] | None
+    ) -> NDArray[np.float32]:
+        """Encode what is tokenised, batches of like lengths side by side.
+
+        Args:
+            token_ids: Of each text.
+            texts: So many of the first ones count as progress.
+            on_progress: As for ``encode``.
+        """
+        embeddings = np.empty((len(token_ids), self.dimension), np.float32)
+        batches = batches_by_length(
+            [len(ids) for ids in token_ids],
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_texts=self.max_batch_texts,
+        )
+
+        def run(positions: list[int]) -> int:
+            embeddings[positions] = self.forward([token_ids[position] for position in positions])
+            return sum(position < texts for position in positions)
+
+        at_once = self._runs_at_once > 1 and len(batches) > 1
+        for done in self._threads.map(run, batches) if at_once else map(run, batches):
+            if on_progress and done:
+                on_progress(done)
+        return embeddings
+
+    def _encode_split(
+        self,
+        texts: Sequence[str],
+        tokenized: Sequence[TokenizedText],
+        prompt: str,
+        on_progress: Callable[[int], None] | None,
+    ) -> NDArray[np.float32]:
+        """Encode texts of which some are too long, those by the windows they are split into."""
+        token_ids = [text.ids for text in tokenized]
+        owners = list(range(len(texts)))
+        for position, text in enumerate(tokenized):
+            if text.truncated:
+                first, *others = self._tokenizer.tokenize(
+                    list(self._tokenizer.split(texts[position], prompt)), prompt
+                )
+                token_ids[position] = first.ids
+                token_ids += [other.ids for other in others]
+                owners += [position] * len(others)
+        vectors = self._encode(token_ids, len(texts), on_progress)
+        sums = (
+            vectors[: len(texts)]
+            * np.array([len(ids) for ids in token_ids[: len(texts)]], np.float32)[:, None]
+        )
+        for row in range(len(texts), len(vectors)):
+            sums[owners[row]] += len(token_ids[row]) * vectors[row]
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        means: NDArray[np.float32] = sums / np.maximum(norms, np.finfo(np.float32).tiny)
+        return means
+
+    def _feeds(self, batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
+        longest = max(1, *map(len, batch))
+        multiple = self._provider.length_multiple
+        # No further than max_length, beyond which the model may have no positions.
+        length = max(longest, min(self.max_length, -(-longest // multiple) * multiple))
+        shape = (len(batch), length)
         input_ids = np.full(shape, self._pad_id, np.int64)
         attention_mask = np.zeros(shape, np.int64)
         for row, ids in enumerate(batch):
@@ -126,87 +330,8 @@ class Encoder:
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros(shape, np.int64)
-        (embeddings,) = self._session.run([OUTPUT], feeds)
-        result: NDArray[np.float32] = embeddings
-        return result
+        return feeds
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        input_type: InputType = "passage",
-        *,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Encode texts.
-
-        A text longer than max_length is cut there. The vector of a text does not depend on the texts
-        that it is encoded with, but for rounding (1e-5).
-
-        Args:
-            texts: Any number. An empty one is encoded as the model's special tokens alone.
-            input_type: Which prompt to put before each.
-            on_progress: Called with the number of texts done since the last call.
-
-        Returns:
-            float32, shape (texts, dimension), unit length, in the order of ``texts``.
-        """
-        embeddings = np.empty((len(texts), self.dimension), np.float32)
-        for start in range(0, len(texts), WINDOW):
-            window = self.tokenize(texts[start : start + WINDOW], input_type)
-            for positions in batches_by_length(
-                [len(text.ids) for text in window],
-                max_batch_tokens=self.max_batch_tokens,
-                max_batch_texts=self.max_batch_texts,
-            ):
-                vectors = self.forward([window[position].ids for position in positions])
-                embeddings[[start + position for position in positions]] = vectors
-                if on_progress:
-                    on_progress(len(positions))
-        return embeddings
-
-
-def _choose_device(device: Device) -> str:
-    if device not in get_args(Device):
-        raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "cuda" and not has_cuda:
-        raise CognateError(
-            "device cuda was asked for, but this onnxruntime has no CUDA; install cognate[serve-gpu] in an "
-            "environment of its own, or use --device cpu"
-        )
-    return "cuda" if has_cuda and device != "cpu" else "cpu"
-
-
-def _load_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(bundle.tokenizer))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ArtifactError(f"{bundle.tokenizer} is no tokenizer: {error}; export the bundle again") from None
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(bundle.manifest.max_length)
-    return tokenizer
-
-
-def _load_session(bundle: Bundle, device: str, threads: int, spin: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Batches differ in shape, so a pattern of one is no use to the next and its memory is never given back.
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    if device == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
-    try:
-        session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
-        why = str(error).splitlines()[0]
-        raise ArtifactError(f"{bundle.graph} cannot be run by onnxruntime: {why}; export it again") from None
-    if session.get_providers()[0] != providers[0]:
-        raise CognateError(
-            "device cuda was asked for, but onnxruntime could not start CUDA; check the driver and the CUDA "
-            "libraries, or use --device cpu"
-        )
-    if OUTPUT not in {value.name for value in session.get_outputs()}:
-        raise ArtifactError(f"{bundle.graph} has no output named {OUTPUT}; export it again")
-    return session
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._runs_at_once, "encode")

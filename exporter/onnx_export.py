@@ -1,5 +1,6 @@
 """Writes the bundle: the graph by optimum, the files that go with it, and the parity gate."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from cognate.encoder import Encoder
 from cognate.errors import ModelError
 from exporter.parity import MIN_COSINE, measure_parity, parity_texts
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 """Files of a sentence-transformers folder that a bundle does without: its weights are in the graph."""
 
@@ -121,6 +123,10 @@ def _write_graph(model: SentenceTransformer, folder: Path) -> None:
     tokenizer.enable_truncation(_max_length(model))
     tokenizer.no_padding()
     tokenizer.save(str(folder / TOKENIZER))
+    # FastEmbed cuts at the smaller of these two, which a model may have said for its training alone.
+    config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+    config |= {"model_max_length": _max_length(model), "max_length": _max_length(model)}
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:

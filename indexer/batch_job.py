@@ -43,7 +43,7 @@ def build(
             destination that exists or cannot be written. Nothing is left behind then.
     """
     with publishing(Path(destination), IndexManifest.KIND, force=force) as partial:
-        encoder = Encoder(bundle, device=device)
+        encoder = Encoder(bundle, device=device, bulk=True)
         records = read_records(source, rejects=rejects)
         with IndexWriter(partial, encoder.dimension) as writer:
             while chunk := list(itertools.islice(records, CHUNK)):

@@ -4,11 +4,12 @@ from typing import Any
 
 from cognate.bundle import BundleManifest
 from cognate.v1 import embedding_pb2, embedding_pb2_grpc
+from cognate.vector_formats import cut
 from serving.batcher import Batcher
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
 from serving.refusal import bad_field
 from serving.settings import Settings
-from serving.vectors import cut, write_vectors
+from serving.vectors import write_vectors
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
@@ -36,8 +37,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         encoded = await encode_texts(
             self._batcher, texts, request, context, default="passage", field="texts[{}]".format
         )
+        vectors = cut(encoded.vectors, request.dimension or self._model.dimension)
         return embedding_pb2.EncodeResponse(
-            embeddings=write_vectors(cut(encoded.vectors, request.dimension), request.format),
+            embeddings=write_vectors(vectors, request.format),
             usages=usages(encoded),
             model=self._model.model,
             fingerprint=self._model.fingerprint,

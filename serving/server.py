@@ -70,8 +70,7 @@ class Server:
             CognateError: The device is not there, or the port cannot be listened on.
         """
         settings = self.settings
-        # Spinning threads would take the cores that the event loop needs.
-        encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads, spin=False)
+        encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
         indexes = {
             name: Index(path, fingerprint=encoder.fingerprint, device=settings.device)
             for name, path in settings.indexes.items()

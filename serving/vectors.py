@@ -1,4 +1,4 @@
-"""Vectors on the wire: read, checked, cut and written."""
+"""Vectors on the wire: read, checked and written."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,24 +48,6 @@ def read_vector(field: str, embedding: embedding_pb2.Embedding, dimension: int) 
     if not norm:
         raise bad_field(field, "is all zero, which has no direction to search in")
     return (wide / norm).astype(np.float32)
-
-
-def cut(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
-    """Keep the first components, and bring them back to unit length.
-
-    Args:
-        vectors: float32, shape (texts, components).
-        dimension: How many components to keep, at most all; 0 keeps all.
-
-    Returns:
-        float32, shape (texts, dimension).
-    """
-    if dimension in (0, vectors.shape[1]):
-        return vectors
-    kept = vectors[:, :dimension]
-    norms = np.linalg.norm(kept, axis=1, keepdims=True)
-    short: NDArray[np.float32] = kept / np.maximum(norms, np.finfo(np.float32).tiny)
-    return short
 
 
 def write_vectors(

@@ -13,7 +13,20 @@ from typing import Annotated
 import pydantic
 import typer
 
-from cognate.cli import data, demo, encode, evaluate, export, health, index, search, serve, train
+from cognate.cli import (
+    bundle,
+    data,
+    demo,
+    encode,
+    evaluate,
+    export,
+    health,
+    import_,
+    index,
+    search,
+    serve,
+    train,
+)
 from cognate.cli.terminal import fail
 from cognate.errors import CognateError
 
@@ -29,6 +42,8 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("import")(import_.import_)
+app.add_typer(bundle.app, name="bundle")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(index.app, name="index")
 app.command("serve")(serve.serve)

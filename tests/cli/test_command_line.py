@@ -25,6 +25,12 @@ COMMANDS = [
     ("data", "check"),
     ("index", "build"),
     ("index", "info"),
+    ("import",),
+    ("bundle", "info"),
+    ("bundle", "verify"),
+    ("bundle", "diff"),
+    ("bundle", "push"),
+    ("bundle", "pull"),
 ]
 GOOD = '{"text": "how do i open the door", "label": "door"}\n{"text": "open door", "label": "door"}\n'
 

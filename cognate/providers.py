@@ -1,0 +1,208 @@
+"""Where the model runs: onnxruntime's execution providers, by the device that a user names."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnxruntime
+
+from cognate.bundle import Bundle
+from cognate.errors import ArtifactError, CognateError
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
+
+OUTPUT = "sentence_embedding"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A device, and what suits it.
+
+    Attributes:
+        device: As the user names it.
+        name: onnxruntime's.
+        package: What to install where onnxruntime has not got it.
+        max_batch_tokens: Tokens of a batch, padding included.
+        max_batch_texts: Texts of a batch.
+        length_multiple: Batches are padded to a multiple of so many tokens, so that there are few shapes
+            to choose kernels and take memory for.
+        memory: Where the vectors lie when a run ends, by onnxruntime's name.
+        options: onnxruntime's, for this provider.
+        before: Providers that take the operators it cannot run, but for the CPU, which always does.
+        one_run_at_a_time: Whether a session may not run in two threads at once.
+    """
+
+    device: str
+    name: str
+    package: str
+    max_batch_tokens: int = 512
+    max_batch_texts: int = 64
+    length_multiple: int = 1
+    memory: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
+    one_run_at_a_time: bool = False
+
+
+# TF32 multiplies with 10 bits of mantissa, which is not the float32 that the manifest's parity speaks of;
+# who wants speed exports fp16.
+_CUDA = {"use_tf32": "0"}
+
+PROVIDERS = {
+    provider.device: provider
+    for provider in (
+        # More tokens are no faster on a CPU, and take more memory and more padding.
+        Provider("cpu", "CPUExecutionProvider", "cognate[serve]"),
+        Provider(
+            "cuda",
+            "CUDAExecutionProvider",
+            "cognate[serve-gpu]",
+            max_batch_tokens=65536,
+            max_batch_texts=1024,
+            length_multiple=16,
+            memory="cuda",
+            options=_CUDA,
+        ),
+        Provider(
+            "tensorrt",
+            "TensorrtExecutionProvider",
+            "cognate[serve-gpu] and tensorrt",
+            max_batch_tokens=65536,
+            max_batch_texts=1024,
+            length_multiple=16,
+            memory="cuda",
+            before=("CUDAExecutionProvider",),
+        ),
+        Provider("openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino"),
+        Provider(
+            "coreml", "CoreMLExecutionProvider", "onnxruntime on a Mac", options={"ModelFormat": "MLProgram"}
+        ),
+        Provider("directml", "DmlExecutionProvider", "onnxruntime-directml", one_run_at_a_time=True),
+    )
+}
+"""By device. Only cpu is tested where Cognate is made; the others share its code."""
+
+AUTO = ("cuda", "cpu")
+"""What "auto" tries, first to last. The others must be asked for: they build engines for minutes, calculate
+with fewer bits, or are slower than the CPU for batches whose shapes differ."""
+
+
+def available_devices() -> list[str]:
+    """The devices that this onnxruntime was built for, in the order of the table."""
+    built = onnxruntime.get_available_providers()
+    return [device for device, provider in PROVIDERS.items() if provider.name in built]
+
+
+def open_session(
+    bundle: Bundle, device: Device, threads: int
+) -> tuple[Provider, onnxruntime.InferenceSession]:
+    """Load a bundle's model on a device.
+
+    Args:
+        bundle: Opened.
+        device: "auto" takes CUDA where it can be started, else the CPU.
+        threads: For one run on the CPU.
+
+    Returns:
+        The provider that was taken, never another than was asked for, and the session.
+
+    Raises:
+        CognateError: The device is unknown, not in this onnxruntime, or does not start.
+        ArtifactError: The graph cannot be run.
+    """
+    if device not in get_args(Device):
+        raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
+    available = available_devices()
+    if device != "auto":
+        provider = PROVIDERS[device]
+        if device not in available:
+            raise CognateError(
+                f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}; "
+                f"install {provider.package} in an environment of its own, or use --device cpu"
+            )
+        return provider, _open(bundle, provider, threads)
+    first, *others = [PROVIDERS[name] for name in AUTO if name in available]
+    for other in others:
+        try:
+            return first, _open(bundle, first, threads)
+        except _NotStartedError as error:
+            _log.warning("%s; --device auto goes on with %s", error, other.device)
+            first = other
+    return first, _open(bundle, first, threads)
+
+
+class _NotStartedError(CognateError):
+    """The provider is in this onnxruntime, but has no device or driver to run on."""
+
+
+def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Batches differ in shape, so a pattern of one is no use to the next and its memory is never given back.
+    options.enable_mem_pattern = False
+    # Threads that wait by spinning take the cores from runs beside them, the tokenizer and the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    names = dict.fromkeys((provider.name, *provider.before, "CPUExecutionProvider"))
+    try:
+        with_options = [(name, _options(name, provider, bundle)) for name in names]
+        session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=with_options)
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        why = str(error).splitlines()[0]
+        remedy = "export it again" if provider.device == "cpu" else "see whether --device cpu runs it"
+        raise ArtifactError(f"{bundle.graph} cannot be run by onnxruntime: {why}; {remedy}") from None
+    if session.get_providers()[0] != provider.name:
+        raise _NotStartedError(
+            f"device {provider.device} was asked for, but onnxruntime could not start it; check its driver "
+            "and libraries, or use --device cpu"
+        )
+    if OUTPUT not in {value.name for value in session.get_outputs()}:
+        raise ArtifactError(f"{bundle.graph} has no output named {OUTPUT}; export it again")
+    return session
+
+
+def _options(name: str, provider: Provider, bundle: Bundle) -> dict[str, str]:
+    if name == "TensorrtExecutionProvider":
+        return tensorrt_options(bundle, provider, _input_names(bundle.graph))
+    if name == "CUDAExecutionProvider":
+        return dict(_CUDA)
+    return dict(provider.options) if name == provider.name else {}
+
+
+def tensorrt_options(bundle: Bundle, provider: Provider, inputs: list[str]) -> dict[str, str]:
+    """TensorRT's options: one engine for all shapes, built once and kept outside the bundle.
+
+    Args:
+        bundle: Its fingerprint names the folder of the engine.
+        provider: Its largest batch is the largest shape.
+        inputs: Names of the graph's inputs.
+    """
+    length = bundle.manifest.max_length
+    shapes = {
+        "min": (1, 1),
+        "opt": (max(1, provider.max_batch_tokens // length), length),
+        "max": (provider.max_batch_texts, length),
+    }
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cognate" / "tensorrt"
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache / bundle.manifest.fingerprint),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }
+    for which, (texts, tokens) in shapes.items():
+        options[f"trt_profile_{which}_shapes"] = ",".join(f"{name}:{texts}x{tokens}" for name in inputs)
+    return options
+
+
+def _input_names(graph: Path) -> list[str]:
+    """The inputs of a graph, which is opened on the CPU for it, unoptimised."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return [value.name for value in session.get_inputs()]

@@ -1,0 +1,91 @@
+"""Where the model runs."""
+
+import logging
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cognate import providers
+from cognate.bundle import Bundle
+from cognate.encoder import Encoder
+from cognate.errors import CognateError
+from cognate.providers import PROVIDERS, Device, available_devices, tensorrt_options
+
+built = onnxruntime.get_available_providers()
+
+
+def test_every_device_but_auto_is_in_the_table() -> None:
+    assert {"auto", *PROVIDERS} == set(get_args(Device))
+
+
+def test_the_cpu_is_always_there_and_what_is_there_is_of_the_table() -> None:
+    assert "cpu" in available_devices()
+    assert set(available_devices()) <= set(PROVIDERS)
+
+
+@pytest.mark.parametrize(
+    "device", [name for name, provider in PROVIDERS.items() if provider.name not in built]
+)
+def test_a_device_that_is_not_there_is_refused_and_never_replaced(tiny_bundle: Path, device: Device) -> None:
+    with pytest.raises(
+        CognateError, match=rf"device {device} was asked for, .* has only .*cpu.* install .*cpu"
+    ):
+        Encoder(tiny_bundle, device=device)
+
+
+def test_auto_goes_on_to_the_cpu_where_cuda_is_built_in_but_does_not_start(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "CUDAExecutionProvider" in built:
+        pytest.skip("this onnxruntime has CUDA")
+    # As an onnxruntime-gpu without a driver: the provider is listed, and the session comes back without it.
+    monkeypatch.setattr(providers, "available_devices", lambda: ["cpu", "cuda"])
+    with caplog.at_level(logging.WARNING):
+        assert Encoder(tiny_bundle).device == "cpu"
+    assert "onnxruntime could not start it" in caplog.text
+    with pytest.raises(CognateError, match="device cuda was asked for, but onnxruntime could not start it"):
+        Encoder(tiny_bundle, device="cuda")
+
+
+def test_vectors_may_stay_where_they_were_calculated(tiny_bundle: Path) -> None:
+    encoder = Encoder(tiny_bundle)
+    ids = [text.ids for text in encoder.tokenize(["open the door", "a", ""])]
+    there = encoder.forward_on_device(ids)
+    assert there.device_name() == encoder.device
+    np.testing.assert_array_equal(there.numpy(), encoder.forward(ids))
+
+
+def test_padding_to_a_multiple_of_tokens_changes_no_vector(tiny_bundle: Path) -> None:
+    encoder, padding = Encoder(tiny_bundle), Encoder(tiny_bundle)
+    padding._provider = PROVIDERS["cuda"]
+    texts = [" ".join(["door"] * length) for length in (0, 1, 13, 14, 15, 40, 61, 62, 90)]
+    ids = [text.ids for text in encoder.tokenize(texts)]
+    np.testing.assert_allclose(padding.forward(ids[:3]), encoder.forward(ids[:3]), atol=1e-5)
+    assert padding._feeds(ids[:3])["input_ids"].shape[1] == 16
+    # Never past what the model has positions for.
+    assert padding._feeds(ids)["input_ids"].shape[1] == 64
+
+
+def test_tensorrt_has_one_engine_for_all_shapes_outside_the_bundle(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(tiny_bundle)
+    options = tensorrt_options(bundle, PROVIDERS["tensorrt"], ["input_ids", "attention_mask"])
+    assert options["trt_profile_min_shapes"] == "input_ids:1x1,attention_mask:1x1"
+    assert options["trt_profile_max_shapes"] == "input_ids:1024x64,attention_mask:1024x64"
+    assert options["trt_engine_cache_path"] == str(
+        tmp_path / "cognate/tensorrt" / bundle.manifest.fingerprint
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in built, reason="this onnxruntime has no CUDA")
+def test_vectors_of_a_gpu_are_those_of_the_cpu(tiny_bundle: Path) -> None:
+    texts = [" ".join(["door", "open"] * length) for length in range(40)]
+    gpu = Encoder(tiny_bundle, device="cuda")
+    np.testing.assert_allclose(gpu.encode(texts), Encoder(tiny_bundle, device="cpu").encode(texts), atol=1e-5)
+    assert gpu.forward_on_device([[2, 3]]).device_name() == "cuda"
