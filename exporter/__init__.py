@@ -1,7 +1,7 @@
 """From a checkpoint, a model name or a sentence-transformers folder to a bundle: ``export``.
 
-``exporter.interchange`` makes bundles of other people's ONNX models, ``exporter.hub`` sends and fetches them; neither
-needs torch, so ``export`` is imported when it is first used.
+``exporter.interchange`` makes bundles of other people's ONNX models, ``exporter.hub`` sends and fetches
+them; neither needs torch, so ``export`` is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING
