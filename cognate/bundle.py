@@ -31,12 +31,47 @@ class Parity(pydantic.BaseModel):
         min_cosine: The smallest cosine between the two vectors of a text.
         mean_cosine: Their mean.
         max_abs_difference: The largest difference of a component.
+        top_10_overlap: What share of the ten texts nearest to each text are the same ten, on average; texts
+            that are as near as the tenth count as it. None where it was not measured, as for what follows.
+        batch_dependence: The largest difference of a component between a text encoded alone and the same one
+            among others: 0 but for rounding, save in dynamic int8.
+        metric_differences: The bundle's nine metrics less torch's, by name, on the queries and the index that
+            were given.
+        device: Where the bundle ran: "cpu", "cuda".
+        accepted: Which of the above were beyond their limits, and accepted by name.
     """
 
     texts: int
     min_cosine: float
     mean_cosine: float
     max_abs_difference: float
+    top_10_overlap: float | None = None
+    batch_dependence: float | None = None
+    metric_differences: dict[str, float] | None = None
+    device: str | None = None
+    accepted: list[str] = []
+
+
+class Quantization(pydantic.BaseModel):
+    """How the weights of an int8 bundle were chosen.
+
+    Attributes:
+        mode: "dynamic": the range of a layer's input is that of the batch. "static": it was fixed at export.
+        weight_type: "int8" or "uint8", with a scale for each output channel.
+        calibration_texts: How many texts the ranges and the choices below come from.
+        smoothed: Layers whose input channels share their range with the weights (SmoothQuant).
+        split: Layers of which the few input channels with the largest values are multiplied in float32.
+        float_layers: Layers that stay in float32, by their names in the graph.
+        int8_embeddings: Whether the token embeddings are int8, with a scale for each token.
+    """
+
+    mode: Literal["dynamic", "static"]
+    weight_type: Literal["int8", "uint8"]
+    calibration_texts: int
+    smoothed: int
+    split: int
+    float_layers: list[str]
+    int8_embeddings: bool
 
 
 class BundleManifest(Manifest):
@@ -47,11 +82,14 @@ class BundleManifest(Manifest):
         dimension: Components of an embedding.
         max_length: Tokens that the model reads of a text, special tokens included.
         pooling: How token vectors become one: "mean", "cls", …
-        precision: Number format of the weights: "fp32".
+        precision: Number format of the weights: "fp32", "fp16", "bf16" or "int8".
+        target: The processor it is made for: "avx2", "avx512_vnni" or "arm64" in int8, "cuda" in fp16 and
+            bf16; "any" in fp32.
         opset: ONNX operator set of the graph.
         prompts: What is put before queries and passages.
         pad_id: The id of the padding token.
         parity: How near its vectors are to torch's.
+        quantization: How its weights were chosen, in int8; None otherwise, or where someone else did it.
         fingerprint: sha256 of whatever decides the vectors; see ``fingerprint_of``.
     """
 
@@ -72,10 +110,12 @@ class BundleManifest(Manifest):
     max_length: int = pydantic.Field(ge=1)
     pooling: str
     precision: str
+    target: str = "any"
     opset: int
     prompts: Prompts
     pad_id: int = pydantic.Field(ge=0)
     parity: Parity
+    quantization: Quantization | None = None
     fingerprint: str
 
 

@@ -12,6 +12,7 @@ import exporter
 from cognate.bundle import Bundle
 from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, ModelError
+from exporter.parity import LIMITS
 
 TEXTS = ["how do i reset the password", "door", "", "what is the printer " * 40, "🙂 怎样"]
 
@@ -83,7 +84,7 @@ def test_a_model_without_normalisation_gets_one_whatever_its_pooling(
 def test_a_bundle_below_the_parity_gate_is_not_published(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.onnx_export.MIN_COSINE", 1.1)
+    monkeypatch.setitem(LIMITS["fp32"], "min_cosine", 1.1)
     with pytest.raises(ModelError, match="not exported: the smallest cosine"):
         exporter.export(tiny_model, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
