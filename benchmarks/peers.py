@@ -34,6 +34,16 @@ def cognate_bulk(options: dict[str, Any]) -> Encode:
     return Encoder(options["bundle"], device=options["device"], bulk=True).encode
 
 
+def cognate_int8(options: dict[str, Any]) -> Encode:
+    """The int8 bundle, as a server uses it."""
+    return cognate(options | {"bundle": options["int8_bundle"]})
+
+
+def cognate_int8_bulk(options: dict[str, Any]) -> Encode:
+    """The int8 bundle, as the indexer uses it."""
+    return cognate_bulk(options | {"bundle": options["int8_bundle"]})
+
+
 def sentence_transformers_torch(options: dict[str, Any], dtype: str = "float32") -> Encode:
     """SentenceTransformer as it comes."""
     from sentence_transformers import SentenceTransformer

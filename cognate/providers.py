@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,9 +154,10 @@ def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.Infer
         with_options = [(name, _options(name, provider, bundle)) for name in names]
         session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=with_options)
     except Exception as error:  # onnxruntime's exceptions share no base of their own
-        why = str(error).splitlines()[0]
         remedy = "export it again" if provider.device == "cpu" else "see whether --device cpu runs it"
-        raise ArtifactError(f"{bundle.graph} cannot be run by onnxruntime: {why}; {remedy}") from None
+        raise ArtifactError(
+            f"{bundle.graph} cannot be run by onnxruntime: {why_not_run(error)}; {remedy}"
+        ) from None
     if session.get_providers()[0] != provider.name:
         raise _NotStartedError(
             f"device {provider.device} was asked for, but onnxruntime could not start it; check its driver "
@@ -164,6 +166,20 @@ def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.Infer
     if OUTPUT not in {value.name for value in session.get_outputs()}:
         raise ArtifactError(f"{bundle.graph} has no output named {OUTPUT}; export it again")
     return session
+
+
+def why_not_run(error: Exception) -> str:
+    """Why onnxruntime did not take a graph, in words for whoever has the file."""
+    text = str(error).strip() or type(error).__name__
+    if "opset" in text or "IR version" in text:
+        return (
+            f"its ONNX version is newer than onnxruntime {onnxruntime.__version__} reads; update onnxruntime"
+        )
+    if missing := re.search(r'External data path does not exist: "?([^"\n]+)', text):
+        return f"its weights, {Path(missing[1]).name}, are missing; put that file beside it"
+    if "Protobuf parsing failed" in text:
+        return "it is truncated or damaged"
+    return text.split("\n", 1)[0]
 
 
 def _options(name: str, provider: Provider, bundle: Bundle) -> dict[str, str]:

@@ -54,12 +54,8 @@ def push(bundle: str | Path | Bundle, repository: str, *, private: bool = False)
         ArtifactError: The bundle is missing or damaged.
         HubError: The hub cannot be reached, or refuses.
     """
-    _check_repository(repository)
+    check_can_push(repository)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if get_token() is None:
-        raise HubError(
-            "no token to push with; set HF_TOKEN to one that may write (of huggingface.co/settings)"
-        )
     with _refusals_told(repository, "pushed to"):
         api = _api()
         api.create_repo(repository, private=private or None, exist_ok=True)
@@ -70,6 +66,19 @@ def push(bundle: str | Path | Bundle, repository: str, *, private: bool = False)
             commit_message=f"Bundle {opened.manifest.fingerprint[:12]}",
         )
     return str(commit.commit_url)
+
+
+def check_can_push(repository: str) -> None:
+    """See, before there is a bundle, whether one could be pushed; the hub is not asked.
+
+    Raises:
+        HubError: The name is no repository's, or there is no token.
+    """
+    _check_repository(repository)
+    if get_token() is None:
+        raise HubError(
+            "no token to push with; set HF_TOKEN to one that may write (of huggingface.co/settings)"
+        )
 
 
 def pull(

@@ -15,6 +15,7 @@ from cognate.artifact import check_destination, publishing
 from cognate.bundle import GRAPH, TOKENIZER, Bundle, BundleManifest, Parity, fingerprint_of
 from cognate.encoder import Encoder
 from cognate.errors import ModelError
+from cognate.providers import why_not_run
 from exporter import pooled_graph
 from exporter.model_folder import ModelFolder, read_model_folder, read_object
 from exporter.parity import MIN_COSINE, measure_parity
@@ -132,7 +133,7 @@ class _Reference:
                 str(folder.graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise ModelError(f"{self.path} cannot be run by onnxruntime: {_first_line(error)}") from None
+            raise ModelError(f"{self.path} cannot be run by onnxruntime: {why_not_run(error)}") from None
 
     def has_tokens(self, text: str) -> bool:
         return bool(self.tokenizer.encode(text).ids)

@@ -36,6 +36,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME", help="Accept a figure beyond its limit: min_cosine, a metric, …"),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Also upload the bundle to the Hugging Face hub.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -46,7 +49,10 @@ def export(
     note("loading the libraries and the model …")
     with needs("train"):
         import exporter
+        from exporter import hub
         from exporter.parity import figures_of, limit_of
+    if push:
+        hub.check_can_push(push)
     bundle = exporter.export(
         checkpoint,
         destination,
@@ -59,9 +65,13 @@ def export(
         allow_loss=allow_loss or (),
         force=force,
     )
+    commit = {}
+    if push:
+        note(f"pushing to {push} …")
+        commit = {"commit": hub.push(bundle, push)}
     manifest = bundle.manifest
     if as_json:
-        print_json(manifest.model_dump(mode="json", exclude={"files"}) | {"path": str(destination)})
+        print_json(manifest.model_dump(mode="json", exclude={"files"}) | {"path": str(destination)} | commit)
         return
     made_for = "" if manifest.target == "any" else f" for {manifest.target}"
     megabytes = sum(digest.size for digest in manifest.files.values()) / 1e6
@@ -79,6 +89,8 @@ def export(
             f"{len(chosen.float_layers)} in fp32; token embeddings {embeddings}"
         )
     out.print(f"fingerprint {manifest.fingerprint}")
+    if push:
+        out.print(f"{push}: {commit['commit']}")
 
 
 def parity_table(parity: Parity, figures: dict[str, float], limits: dict[str, float]) -> Table:

@@ -206,7 +206,7 @@ def test_import_of_a_published_model(tiny_bundle: Path, tmp_path: Path, cognate:
     assert not (tmp_path / "other").exists()
 
 
-def test_push_and_pull_as_a_user_runs_them(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_push_and_pull_as_a_user_runs_them(tiny_bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     with HubServer() as hub:
 
         def run(*arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
@@ -220,23 +220,44 @@ def test_push_and_pull_as_a_user_runs_them(tiny_bundle: Path, tmp_path: Path) ->
             )
 
         pushed = run("bundle", "push", tiny_bundle, "org/tiny")
+        exported = run("export", tiny_model, "--out", tmp_path / "exported", "--push", "org/exported")
+        pulled_again = run("bundle", "pull", "org/exported", "--out", tmp_path / "again")
         pulled = run("bundle", "pull", "org/tiny", "--out", tmp_path / "bundle", "--json")
         refused = run("bundle", "push", tiny_bundle, "org/tiny", token="hf_wrongWrongWrong")
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.startswith(f"org/tiny: {hub.url}/org/tiny/commit/")
     assert pulled.returncode == 0, pulled.stderr
     assert json.loads(pulled.stdout)["fingerprint"] == Bundle.open(tmp_path / "bundle").manifest.fingerprint
+    assert exported.returncode == pulled_again.returncode == 0, exported.stderr + pulled_again.stderr
+    assert f"org/exported: {hub.url}/org/exported/commit/" in exported.stdout
     assert refused.returncode == 1
     assert "error: org/tiny could not be pushed to" in refused.stderr
     assert "HF_TOKEN is not valid" in refused.stderr
-    for finished in (pushed, pulled, refused):
+    for finished in (pushed, pulled, exported, refused):
         assert TOKEN not in finished.stdout + finished.stderr
         assert "hf_wrong" not in finished.stdout + finished.stderr
 
 
-def test_a_name_that_is_none_is_one_line(tiny_bundle: Path, tmp_path: Path, cognate: Callable) -> None:
+def test_a_name_that_is_none_is_one_line(
+    tiny_bundle: Path, tiny_model: Path, tmp_path: Path, cognate: Callable
+) -> None:
     for command in (
+        ("export", tiny_model, "--out", tmp_path / "bundle", "--push", "nonsense"),
         ("bundle", "push", tiny_bundle, "nonsense"),
         ("bundle", "pull", "nonsense", "--out", tmp_path / "bundle"),
     ):
         assert "ORG/NAME" in cognate(*command).check_one_line_error()
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_int8_export_says_what_it_costs(tiny_model: Path, tmp_path: Path, cognate: Callable) -> None:
+    shown = cognate("export", tiny_model, "--out", tmp_path / "bundle", "--precision", "int8")
+    assert shown.code == 0, shown.err
+    assert "min_cosine" in shown.out
+    assert "int8, dynamic" in shown.out
+    assert "beyond" not in shown.out
+    line = cognate(
+        "export", tiny_model, "--out", tmp_path / "other", "--allow-loss", "beauty"
+    ).check_one_line_error()
+    assert "beauty" in line
+    assert not (tmp_path / "other").exists()

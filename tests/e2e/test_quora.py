@@ -70,10 +70,11 @@ def test_search_over_grpc_is_exact_search_with_sentence_transformers_vectors(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_one_epoch_of_training_reaches_what_a_plain_run_reached(quora: Path, tmp_path: Path) -> None:
     """About ten minutes on two cores."""
     files = ("--queries", quora / "queries.jsonl", "--index", quora / "index.jsonl")
-    recipe = ("--epochs", 1, "--batch-size", 256, "--learning-rate", 5e-5, "--pretrained-weight", 0.25)
+    recipe = ("--epochs", 1, "--batch-size", 256, "--learning-rate", 5e-5)
     trained = run("train", quora / "train.jsonl", *files, *recipe, "--json", "--out", tmp_path / "checkpoint")
     assert trained.returncode == 0, trained.stderr
     metrics = json.loads(trained.stdout)["evaluations"][-1]["metrics"]

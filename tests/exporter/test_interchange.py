@@ -469,7 +469,7 @@ UNUSABLE: list[tuple[Callable[[Path], None], str]] = [
     (quantised_inputs, "takes input_ids as uint8, where int64"),
     (fixed_shape, "one fixed shape"),
     (old_opset, "operator set 9, older than 11"),
-    (new_opset, "cannot be run by onnxruntime"),
+    (new_opset, "newer than onnxruntime .* reads; update onnxruntime"),
     (custom_operator, "custom operators acme:Identity"),
     (other_input, "has an input position_ids"),
     (no_mask, "has no input attention_mask"),
