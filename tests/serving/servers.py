@@ -41,6 +41,9 @@ class Stubs:
         self.encode = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode
         self.search = search_pb2_grpc.SearchServiceStub(channel).Search
         self.list_indexes = index_pb2_grpc.IndexServiceStub(channel).ListIndexes
+        self.load_index = index_pb2_grpc.IndexServiceStub(channel).LoadIndex
+        self.rollback_index = index_pb2_grpc.IndexServiceStub(channel).RollbackIndex
+        self.unload_index = index_pb2_grpc.IndexServiceStub(channel).UnloadIndex
         self.get_info = info_pb2_grpc.InfoServiceStub(channel).GetInfo
 
 
