@@ -162,6 +162,30 @@ def read_json(folder: Path, kind: str) -> dict[str, object]:
     Raises:
         ArtifactError: There is no such folder, no manifest in it, or one that is no JSON object.
     """
+    content = _manifest_bytes(folder, kind)
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{folder / MANIFEST} is not a JSON object; copy or write the {kind} again")
+    return raw
+
+
+def manifest_digest(folder: Path, kind: str) -> str:
+    """The sha256 of an artifact's manifest: as that vouches for every other file, it tells contents apart.
+
+    Args:
+        folder: The artifact; its files are not checked.
+        kind: What it should be, for the message.
+
+    Raises:
+        ArtifactError: There is no such folder, or no manifest in it.
+    """
+    return hashlib.sha256(_manifest_bytes(folder, kind)).hexdigest()
+
+
+def _manifest_bytes(folder: Path, kind: str) -> bytes:
     path = folder / MANIFEST
     with _os_errors_told(folder, "read"):
         if not folder.exists():
@@ -170,14 +194,7 @@ def read_json(folder: Path, kind: str) -> dict[str, object]:
             raise ArtifactError(f"{folder} is not {with_article(kind)}: it has no {MANIFEST}")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; it is no manifest of ours")
-        content = path.read_bytes()
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{path} is not a JSON object; copy or write the {kind} again")
-    return raw
+        return path.read_bytes()
 
 
 def with_article(kind: str) -> str:

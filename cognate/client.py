@@ -58,7 +58,9 @@ _SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        # Twice would be forth again.
+        {"name": [{"service": "cognate.v1.IndexService", "method": "RollbackIndex"}]},
     ]
 }
 _CHANNEL_OPTIONS = [
@@ -294,6 +296,51 @@ class Client:
         request = index_pb2.ListIndexesRequest()
         return wire.index_descriptions(self._call(self._methods.list_indexes, request, timeout))
 
+    def load_index(self, name: str, path: str, *, timeout: float | None = None) -> IndexDescription:
+        """Have the server open a version of an index, and switch to it once it is checked and warm.
+
+        Args:
+            name: The index's name, new or known.
+            path: The version's folder, on the server's disk.
+            timeout: Seconds that it may take; a large index takes a while to check. None: the client's.
+
+        Returns:
+            What is served now.
+
+        Raises:
+            RequestError: The server refused or did not answer; what it served before, it still serves.
+        """
+        request = index_pb2.LoadIndexRequest(name=name, path=path)
+        return wire.index_description(self._call(self._methods.load_index, request, timeout).index)
+
+    def rollback_index(self, name: str, *, timeout: float | None = None) -> IndexDescription:
+        """Have the server go back to the version of an index that it served before.
+
+        Args:
+            name: The index's name.
+            timeout: As in ``load_index``.
+
+        Returns:
+            What is served now.
+
+        Raises:
+            RequestError: The server refused or did not answer.
+        """
+        request = index_pb2.RollbackIndexRequest(name=name)
+        return wire.index_description(self._call(self._methods.rollback_index, request, timeout).index)
+
+    def unload_index(self, name: str, *, timeout: float | None = None) -> None:
+        """Have the server search an index no longer.
+
+        Args:
+            name: The index's name.
+            timeout: Seconds that the call may take. None: the client's.
+
+        Raises:
+            RequestError: The server refused or did not answer.
+        """
+        self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
+
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Ask what the server runs and what it takes.
 
@@ -471,6 +518,21 @@ class AsyncClient:
         request = index_pb2.ListIndexesRequest()
         return wire.index_descriptions(await self._call(self._methods.list_indexes, request, timeout))
 
+    async def load_index(self, name: str, path: str, *, timeout: float | None = None) -> IndexDescription:
+        """As ``Client.load_index``."""
+        request = index_pb2.LoadIndexRequest(name=name, path=path)
+        return wire.index_description((await self._call(self._methods.load_index, request, timeout)).index)
+
+    async def rollback_index(self, name: str, *, timeout: float | None = None) -> IndexDescription:
+        """As ``Client.rollback_index``."""
+        request = index_pb2.RollbackIndexRequest(name=name)
+        answer = await self._call(self._methods.rollback_index, request, timeout)
+        return wire.index_description(answer.index)
+
+    async def unload_index(self, name: str, *, timeout: float | None = None) -> None:
+        """As ``Client.unload_index``."""
+        await self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
+
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """As ``Client.info``."""
         request = info_pb2.GetInfoRequest()
@@ -531,6 +593,9 @@ class _Methods:
         self.encode: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode  # type: ignore[no-untyped-call]
         self.search: Any = search_pb2_grpc.SearchServiceStub(channel).Search  # type: ignore[no-untyped-call]
         self.list_indexes: Any = index_pb2_grpc.IndexServiceStub(channel).ListIndexes  # type: ignore[no-untyped-call]
+        self.load_index: Any = index_pb2_grpc.IndexServiceStub(channel).LoadIndex  # type: ignore[no-untyped-call]
+        self.rollback_index: Any = index_pb2_grpc.IndexServiceStub(channel).RollbackIndex  # type: ignore[no-untyped-call]
+        self.unload_index: Any = index_pb2_grpc.IndexServiceStub(channel).UnloadIndex  # type: ignore[no-untyped-call]
         self.get_info: Any = info_pb2_grpc.InfoServiceStub(channel).GetInfo  # type: ignore[no-untyped-call]
         # The stubs of grpc.health.v1 come with the serve extra. Its request is a string and its answer an
         # enum, each in field 1: on the wire the same as these two.

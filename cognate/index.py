@@ -2,8 +2,8 @@
 
 import errno
 import json
+import queue
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,10 +15,11 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from cognate.artifact import Manifest
+from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
+from cognate.processors import available_cores
 from cognate.records import Hit, Record
 
 VECTORS = "index.faiss"
@@ -171,8 +172,20 @@ def _os_errors() -> Iterator[None]:
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
+def version_of(folder: Path) -> str:
+    """The version of the index in a folder, whose files are not checked: see ``Index.version``.
+
+    Raises:
+        ArtifactError: There is no such folder, or no manifest in it.
+    """
+    return manifest_digest(folder, IndexManifest.KIND)[:12]
+
+
 class Index:
     """An opened index. Safe to use from several threads.
+
+    It holds its files open: should the folder be replaced or removed, it still answers from what was there
+    when it was opened.
 
     Attributes:
         folder: Where it is.
@@ -200,6 +213,7 @@ class Index:
             CognateError: There is no such device.
         """
         self.folder = Path(folder)
+        self._version = version_of(self.folder)
         self.manifest = IndexManifest.read(self.folder)
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintError(
@@ -215,14 +229,32 @@ class Index:
                 "device cuda was asked for, but this faiss sees no GPU; install cognate[serve-gpu] in an "
                 "environment of its own, or use --device cpu"
             )
-        self._faiss = _read_faiss(self.folder / VECTORS)
+        self._faiss: Any = _read_faiss(self.folder / VECTORS)
         if self._faiss.d != self.manifest.dimension or self._faiss.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
         if gpus and device != "cpu":
             self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
-        # One connection a thread: SQLite's own are not shared.
-        self._connections = threading.local()
-        self._records()
+        # A connection serves one thread at a time. All are opened now: later, another index may be here.
+        self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        try:
+            for _ in range(available_cores()):
+                self._connections.put(_open_records(self.folder / RECORDS))
+            if version_of(self.folder) != self._version:
+                raise ArtifactError(f"{self.folder} was replaced while it was being opened; open it again")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close its files and unmap its vectors. No search may be under way, and none can come after."""
+        self._faiss = None
+        while not self._connections.empty():
+            self._connections.get().close()
+
+    @property
+    def version(self) -> str:
+        """What tells it from any other index: the first 12 digits of the sha256 of its manifest."""
+        return self._version
 
     @property
     def count(self) -> int:
@@ -290,6 +322,7 @@ class Index:
             )
         if not np.isfinite(vectors).all():
             raise CognateError("a query vector has a component that is not finite")
+        self._check_open()
         k = min(top_k, self.count)
         if not len(vectors) or not k:
             return np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
@@ -306,32 +339,52 @@ class Index:
         found = self._fetch(set(rows))
         return [found[row] for row in rows]
 
-    def _records(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._connections, "value", None)
-        if connection is None:
-            # immutable: no lock, no journal, no file is ever made beside a read-only artifact.
-            uri = f"{(self.folder / RECORDS).absolute().as_uri()}?immutable=1"
-            connection = self._connections.value = sqlite3.connect(uri, uri=True)
-        return connection
+    def _check_open(self) -> None:
+        if self._faiss is None:
+            raise CognateError(f"the index {self.folder} is closed; open it again")
+
+    @contextmanager
+    def _records(self) -> Iterator[sqlite3.Connection]:
+        self._check_open()
+        connection = self._connections.get()
+        try:
+            yield connection
+        finally:
+            self._connections.put(connection)
 
     def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
         wanted = sorted(rows)
         found: dict[int, Record] = {}
-        connection = self._records()
-        # In runs of 500: SQLite bounds the parameters of a statement.
-        for start in range(0, len(wanted), 500):
-            some = wanted[start : start + 500]
-            marks = ",".join("?" * len(some))
-            with closing(
-                connection.execute(
-                    f"SELECT row, id, text, label, attributes FROM records WHERE row IN ({marks})",  # noqa: S608
-                    some,
-                )
-            ) as cursor:
-                for row, identifier, text, label, attributes in cursor:
-                    parsed = None if attributes is None else json.loads(attributes)
-                    found[row] = Record(text, label, identifier, parsed)
+        with self._records() as connection:
+            # In runs of 500: SQLite bounds the parameters of a statement.
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                marks = ",".join("?" * len(some))
+                with closing(
+                    connection.execute(
+                        f"SELECT row, id, text, label, attributes FROM records WHERE row IN ({marks})",  # noqa: S608
+                        some,
+                    )
+                ) as cursor:
+                    for row, identifier, text, label, attributes in cursor:
+                        parsed = None if attributes is None else json.loads(attributes)
+                        found[row] = Record(text, label, identifier, parsed)
         return found
+
+
+def _open_records(path: Path) -> sqlite3.Connection:
+    # immutable: no lock, no journal, no file is ever made beside a read-only artifact.
+    uri = f"{path.absolute().as_uri()}?immutable=1"
+    try:
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            connection.execute("SELECT row, id, text, label, attributes FROM records LIMIT 1").close()
+        except sqlite3.Error:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise ArtifactError(f"{path} holds no records: {error}; build the index again") from None
+    return connection
 
 
 def _flat_header(dimension: int, count: int) -> bytes:

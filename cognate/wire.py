@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from google.protobuf import struct_pb2
@@ -99,6 +99,9 @@ class IndexDescription:
         metric: "cosine".
         fingerprint: Of the bundle that its vectors are of.
         created_at: When it was built, in UTC.
+        version: What tells its content from any other's; empty from a server that does not say.
+        previous_version: What ``rollback_index`` goes back to. None where there is nothing.
+        state: "serving", or "loading": it answers, while another version is being opened.
     """
 
     name: str
@@ -108,6 +111,9 @@ class IndexDescription:
     metric: str
     fingerprint: str
     created_at: datetime
+    version: str
+    previous_version: str | None
+    state: Literal["serving", "loading"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,18 +330,23 @@ def server_info(response: info_pb2.GetInfoResponse) -> ServerInfo:
 
 def index_descriptions(response: index_pb2.ListIndexesResponse) -> list[IndexDescription]:
     """Read a list of indexes."""
-    return [
-        IndexDescription(
-            name=index.name,
-            kind=index.kind,
-            count=index.count,
-            dimension=index.dimension,
-            metric=index.metric,
-            fingerprint=index.fingerprint,
-            created_at=index.created_at.ToDatetime(tzinfo=UTC),
-        )
-        for index in response.indexes
-    ]
+    return [index_description(index) for index in response.indexes]
+
+
+def index_description(index: index_pb2.IndexDescription) -> IndexDescription:
+    """Read the description of an index."""
+    return IndexDescription(
+        name=index.name,
+        kind=index.kind,
+        count=index.count,
+        dimension=index.dimension,
+        metric=index.metric,
+        fingerprint=index.fingerprint,
+        created_at=index.created_at.ToDatetime(tzinfo=UTC),
+        version=index.version,
+        previous_version=index.previous_version or None,
+        state="loading" if index.state == index_pb2.INDEX_STATE_LOADING else "serving",
+    )
 
 
 def plain_value(value: struct_pb2.Value) -> Any:

@@ -1,7 +1,6 @@
-"""IndexService and InfoService: what a server holds, runs and takes."""
+"""InfoService: what a server runs and takes."""
 
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import faiss
@@ -9,25 +8,9 @@ import onnxruntime
 
 from cognate.artifact import installed_versions
 from cognate.encoder import Encoder
-from cognate.index import Index
-from cognate.v1 import index_pb2, index_pb2_grpc, info_pb2, info_pb2_grpc
+from cognate.v1 import info_pb2, info_pb2_grpc
 from serving.batcher import Batcher
 from serving.settings import Settings
-
-
-class IndexService(index_pb2_grpc.IndexServiceServicer):
-    """Answers ListIndexes."""
-
-    def __init__(self, indexes: Mapping[str, Index]) -> None:
-        self._answer = index_pb2.ListIndexesResponse(
-            indexes=[_describe(name, index) for name, index in sorted(indexes.items())]
-        )
-
-    async def ListIndexes(  # noqa: N802
-        self, _request: index_pb2.ListIndexesRequest, _context: Any
-    ) -> index_pb2.ListIndexesResponse:
-        """List the indexes."""
-        return self._answer
 
 
 class InfoService(info_pb2_grpc.InfoServiceServicer):
@@ -68,17 +51,3 @@ class InfoService(info_pb2_grpc.InfoServiceServicer):
     ) -> info_pb2.GetInfoResponse:
         """Say what the server runs and what it takes."""
         return self._answer
-
-
-def _describe(name: str, index: Index) -> index_pb2.IndexDescription:
-    manifest = index.manifest
-    description = index_pb2.IndexDescription(
-        name=name,
-        kind=manifest.kind,
-        count=manifest.count,
-        dimension=manifest.dimension,
-        metric=manifest.metric,
-        fingerprint=manifest.fingerprint,
-    )
-    description.created_at.FromDatetime(manifest.created_at)
-    return description

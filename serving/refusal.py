@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from cognate.errors import CognateError, FingerprintError
+
 DOMAIN = "cognate"
 
 MIN_RETRY_SECONDS = 0.05
@@ -79,6 +81,30 @@ def no_such_index(name: str, known: Sequence[str]) -> Refusal:
     which = f"the indexes are {', '.join(known)}" if known else "this server has none"
     sentence = f"there is no index named {shown!r}; {which}" if name else f"name an index; {which}"
     return Refusal(grpc.StatusCode.NOT_FOUND, "NO_SUCH_INDEX", sentence)
+
+
+def no_previous_version(name: str) -> Refusal:
+    """A rollback of an index that had no other version before."""
+    return Refusal(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NO_PREVIOUS_VERSION",
+        f"the index {name} has no previous version since the server started; load the one to go back to",
+    )
+
+
+def index_refused(why: CognateError) -> Refusal:
+    """A version of an index that cannot be served."""
+    reason = "OTHER_FINGERPRINT" if isinstance(why, FingerprintError) else "BAD_INDEX"
+    return Refusal(grpc.StatusCode.FAILED_PRECONDITION, reason, str(why))
+
+
+def administration_off() -> Refusal:
+    """A change that the server lets nobody make."""
+    return Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "ADMIN_OFF",
+        "this server lets nobody change its indexes; start it with --admin to let whoever reaches its port",
+    )
 
 
 def queue_full(retry_seconds: float) -> Refusal:

@@ -1,6 +1,5 @@
 """SearchService: texts and vectors to hits."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from cognate.records import Record
 from cognate.v1 import search_pb2, search_pb2_grpc
 from serving.batcher import Batcher, Encoded
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
-from serving.refusal import bad_field, no_such_index
-from serving.settings import DEFAULT_INDEX, Settings
+from serving.indexes import IndexRegistry, Version
+from serving.refusal import bad_field
+from serving.settings import Settings
 from serving.vectors import read_vector
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -27,18 +27,18 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     """Answers Search. Raises ``Refusal``, which the boundary turns into a status."""
 
     def __init__(
-        self, batcher: Batcher, indexes: Mapping[str, Index], *, dimension: int, settings: Settings
+        self, batcher: Batcher, indexes: IndexRegistry, *, dimension: int, settings: Settings
     ) -> None:
         """Make the service.
 
         Args:
             batcher: Encodes text queries.
-            indexes: By name; of the batcher's model.
+            indexes: Of the batcher's model.
             dimension: Of the model's vectors.
             settings: The server's.
         """
         self._batcher = batcher
-        self._indexes = dict(sorted(indexes.items()))
+        self._indexes = indexes
         self._dimension = dimension
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cores(), "search")
@@ -52,7 +52,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SearchResponse:
         """Search an index with texts and vectors."""
         self._check(request)
-        name, index = self._index(request.index)
+        name, version = self._indexes.find(request.index)
+        # One version for all of the answer: whatever is loaded meanwhile, this one stays open.
+        with version:
+            return await self._search(name, version, request, context)
+
+    async def _search(
+        self, name: str, version: Version, request: search_pb2.SearchRequest, context: Any
+    ) -> search_pb2.SearchResponse:
         vectors = np.empty((len(request.queries), self._dimension), np.float32)
         texts: dict[int, str] = {}
         for position, query in enumerate(request.queries):
@@ -71,13 +78,12 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 raise bad_field(f"queries[{position}]", "has neither a text nor an embedding")
         encoded = await self._encode(texts, vectors, request, context)
         started = time.monotonic()
-        results = await asyncio.get_running_loop().run_in_executor(
-            self._threads, _find, index, vectors, request
-        )
+        results = await version.run(self._threads, _find, vectors, request)
         response = search_pb2.SearchResponse(
             results=results,
             index=name,
-            fingerprint=index.manifest.fingerprint,
+            fingerprint=version.index.manifest.fingerprint,
+            index_version=version.index.version,
             timings=timings(encoded, time.monotonic() - started),
         )
         if encoded:
@@ -114,15 +120,6 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         # Also false where it is not a number.
         if request.HasField("min_score") and not -1 <= request.min_score <= 1:
             raise bad_field("min_score", f"is {request.min_score:g}; it must be a cosine, -1 to 1")
-
-    def _index(self, name: str) -> tuple[str, Index]:
-        if not name:
-            name = next(iter(self._indexes)) if len(self._indexes) == 1 else DEFAULT_INDEX
-            if name not in self._indexes:
-                raise no_such_index("", list(self._indexes))
-        if name not in self._indexes:
-            raise no_such_index(name, list(self._indexes))
-        return name, self._indexes[name]
 
 
 def _find(

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +19,6 @@ from grpc_reflection.v1alpha import reflection
 
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
-from cognate.index import Index
 from cognate.v1 import (
     embedding_pb2,
     embedding_pb2_grpc,
@@ -31,8 +31,11 @@ from cognate.v1 import (
 )
 from serving.batcher import Batcher
 from serving.boundary import Boundary
-from serving.description_service import IndexService, InfoService
+from serving.description_service import InfoService
 from serving.embedding_service import EmbeddingService
+from serving.index_service import IndexService
+from serving.index_watch import IndexWatch
+from serving.indexes import IndexRegistry
 from serving.search_service import SearchService
 from serving.settings import Settings
 
@@ -53,12 +56,14 @@ class Server:
         settings: What it was made with.
         address: HOST:PORT that it listens on, once started.
         port: The port of it; the one that was found where the settings say 0.
+        indexes: What is searched, once started.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.address = ""
         self.port = 0
+        self.indexes: IndexRegistry
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -71,11 +76,14 @@ class Server:
         """
         settings = self.settings
         encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
-        indexes = {
-            name: Index(path, fingerprint=encoder.fingerprint, device=settings.device)
-            for name, path in settings.indexes.items()
-        }
         async with contextlib.AsyncExitStack() as stack:
+            indexes = IndexRegistry(fingerprint=encoder.fingerprint, device=settings.device)
+            stack.callback(indexes.close)
+            for name, path in settings.indexes.items():
+                await indexes.load(name, path)
+            if settings.watch is not None:
+                watch = await _watch(settings.watch, indexes)
+                stack.push_async_callback(_end, asyncio.create_task(watch.run(settings.watch_seconds)))
             batcher = Batcher(
                 encoder,
                 max_batch_tokens=settings.max_batch_tokens,
@@ -97,7 +105,7 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(indexes), server)  # type: ignore[no-untyped-call]
+            index_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(indexes, settings), server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             answers_health = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(answers_health, server)
@@ -110,6 +118,7 @@ class Server:
             stack.push_async_callback(server.stop, None)
             await server.start()
             stack.push_async_callback(self._drain, boundary, answers_health)
+            self.indexes = indexes
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
@@ -161,6 +170,21 @@ async def _run(settings: Settings, on_ready: Callable[[Server], None] | None) ->
         await told_to_stop.wait()
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def _watch(folder: Path, indexes: IndexRegistry) -> IndexWatch:
+    """Watch a folder of indexes, and load those that are there."""
+    if not folder.is_dir():
+        raise CognateError(f"there is no folder {folder} to watch; make it, or give another with --watch")
+    watch = IndexWatch(folder, indexes)
+    await watch.poll()
+    return watch
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -38,6 +38,12 @@ class Settings(BaseSettings):
         host: The address to listen on. The default takes calls of this machine alone, since whoever
             reaches the port may call; 0.0.0.0 or :: takes those of others.
         port: To listen on; 0 takes any that is free.
+        watch: A folder in which jobs publish versions of indexes, as watch/NAME/VERSION; the newest of each
+            is served.
+        watch_seconds: Between two looks into it.
+        index_roots: Folders below which an index may be loaded while the server runs, beside ``watch`` and
+            the folders of ``indexes``. Flags are a list, the environment the same with commas between.
+        admin: Whether whoever reaches the port may load, roll back and unload indexes.
         device: Where model and indexes run: "auto" takes CUDA where it is there.
         threads: For one run of the model on the CPU. None: as many as there are cores to use.
         max_texts: Texts or queries of a call.
@@ -58,6 +64,10 @@ class Settings(BaseSettings):
     config: Path | None = None
     bundle: Path
     indexes: Annotated[dict[str, Path], NoDecode] = pydantic.Field(default_factory=dict)
+    watch: Path | None = None
+    watch_seconds: float = pydantic.Field(default=5.0, ge=0.05, le=3600)
+    index_roots: Annotated[list[Path], NoDecode] = pydantic.Field(default_factory=list)
+    admin: bool = False
     host: str = pydantic.Field(default="127.0.0.1", min_length=1)
     port: int = pydantic.Field(default=50051, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -113,6 +123,16 @@ class Settings(BaseSettings):
                 _check_name(str(name))
         return value
 
+    @pydantic.field_validator("index_roots", mode="before")
+    @classmethod
+    def _parse_roots(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def is_index_name(name: str) -> bool:
+    """Whether an index may be named so: up to 64 letters, digits, dots, dashes and underscores."""
+    return _INDEX_NAME.fullmatch(name) is not None
+
 
 def _toml_source(settings_cls: type[BaseSettings], file: Path) -> TomlConfigSettingsSource:
     try:
@@ -140,7 +160,7 @@ def _named(values: Sequence[object]) -> dict[str, str]:
 
 
 def _check_name(name: str) -> None:
-    if not _INDEX_NAME.fullmatch(name):
+    if not is_index_name(name):
         raise ValueError(
             f"{name!r} is no name for an index; use up to 64 letters, digits, dots, dashes and underscores"
         )

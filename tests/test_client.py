@@ -122,7 +122,14 @@ class Peer(
     def ListIndexes(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._enter(request, context)
         index = index_pb2.IndexDescription(
-            name="faq", kind="flat", count=3, dimension=DIMENSION, metric="cosine", fingerprint="f" * 64
+            name="faq",
+            kind="flat",
+            count=3,
+            dimension=DIMENSION,
+            metric="cosine",
+            fingerprint="f" * 64,
+            version="0123456789ab",
+            state=index_pb2.INDEX_STATE_SERVING,
         )
         index.created_at.FromDatetime(datetime(2025, 5, 4, 3, 2, 1, tzinfo=UTC))
         return index_pb2.ListIndexesResponse(indexes=[index])
@@ -436,6 +443,9 @@ def test_info_and_list_indexes_are_typed(client: Any) -> None:
             metric="cosine",
             fingerprint="f" * 64,
             created_at=datetime(2025, 5, 4, 3, 2, 1, tzinfo=UTC),
+            version="0123456789ab",
+            previous_version=None,
+            state="serving",
         )
     ]
 

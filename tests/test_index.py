@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -334,3 +336,54 @@ def test_the_records_are_an_ordinary_sqlite_file(folder: Path) -> None:
     assert connection.execute("SELECT count(*), max(row) FROM records").fetchone() == (COUNT, COUNT - 1)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+# Closing, and what becomes of the folder
+
+
+def test_an_index_answers_from_what_it_opened_whatever_is_in_its_place(
+    tmp_path: Path, vectors: Vectors, bundle: Bundle
+) -> None:
+    for name in ("old", "new"):
+        build(tmp_path / name, vectors, bundle, [Record(name, None, f"{name}-{row}") for row in range(COUNT)])
+    index = Index(tmp_path / "old", device="cpu")
+    shutil.rmtree(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "old")
+    # In threads that the index has not seen before.
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda row: index.search(vectors[row : row + 1], 1), range(32)))
+    assert [hits[0][0].id for hits in answers] == [f"old-{row}" for row in range(32)]
+    assert index.version != Index(tmp_path / "old").version
+
+
+def test_a_version_is_that_of_its_content(
+    folder: Path, tmp_path: Path, vectors: Vectors, bundle: Bundle
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    assert Index(tmp_path / "copy").version == Index(folder).version
+    assert re.fullmatch("[0-9a-f]{12}", Index(folder).version)
+    build(tmp_path / "other", vectors, bundle)
+    assert Index(tmp_path / "other").version != Index(folder).version
+
+
+def test_a_closed_index_holds_nothing_and_says_so(folder: Path) -> None:
+    process = psutil.Process()
+    before = process.num_fds()
+    index = Index(folder, device="cpu")
+    index.close()
+    index.close()
+    assert process.num_fds() == before
+    for search in (lambda: index.search(unit_vectors(1)), lambda: index.records([0])):
+        with pytest.raises(CognateError, match="is closed; open it again"):
+            search()
+
+
+def test_records_that_are_no_database_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy/records.sqlite").write_bytes(b"x" * 4096)
+    fields = IndexManifest.read(folder).model_dump(
+        exclude={"artifact", "format_version", "created_at", "versions", "files"}
+    )
+    IndexManifest.write(tmp_path / "copy", **fields)
+    with pytest.raises(ArtifactError, match=r"records\.sqlite holds no records"):
+        Index(tmp_path / "copy")

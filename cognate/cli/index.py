@@ -1,15 +1,25 @@
-"""``cognate index build`` and ``cognate index info``."""
+"""``cognate index``: build indexes, look at them, and change those of a running server."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Table
 
+from cognate.cli.encode import TARGET
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import needs, note, out, print_json, progress_bar
+from cognate.client import Client
+from cognate.wire import IndexDescription
 
-app = typer.Typer(help="Build indexes and look at them.", no_args_is_help=True)
+app = typer.Typer(help="Build indexes, and change those of a running server.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The name that the server has it under.")]
+Target = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()
@@ -77,3 +87,79 @@ def info(
         return
     for name, value in described.items():
         out.print(f"{name:14} {value}")
+
+
+@app.command("list")
+def list_indexes(target: Target = TARGET, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+    """List the indexes of a running server, and which version of each it serves.
+
+    Example: cognate index list --target localhost:50051
+    """
+    with Client(target, timeout=timeout) as client:
+        indexes = client.list_indexes()
+    if as_json:
+        print_json([_as_json(index) for index in indexes])
+        return
+    if not indexes:
+        out.print(f"{target} has no index")
+        return
+    table = Table("name", "version", "previous", "state", "records", "built")
+    for index in indexes:
+        table.add_row(
+            index.name,
+            index.version,
+            index.previous_version or "",
+            index.state,
+            f"{index.count:,}",
+            f"{index.created_at:%Y-%m-%d %H:%M:%S}",
+        )
+    out.print(table)
+
+
+@app.command()
+def load(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="The index's folder, on the server's disk.")],
+    target: Target = TARGET,
+    timeout: Timeout = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Have a running server load a version of an index, and switch to it once it is checked and warm.
+
+    Example: cognate index load faq /srv/indexes/faq/v2
+    """
+    with Client(target, timeout=timeout) as client:
+        _print_index(client.load_index(name, path), as_json)
+
+
+@app.command()
+def rollback(name: Name, target: Target = TARGET, timeout: Timeout = 600.0, as_json: AsJson = False) -> None:
+    """Have a running server go back to the version of an index that it served before.
+
+    Example: cognate index rollback faq
+    """
+    with Client(target, timeout=timeout) as client:
+        _print_index(client.rollback_index(name), as_json)
+
+
+@app.command()
+def unload(name: Name, target: Target = TARGET, timeout: Timeout = 600.0) -> None:
+    """Have a running server search an index no longer.
+
+    Example: cognate index unload faq
+    """
+    with Client(target, timeout=timeout) as client:
+        client.unload_index(name)
+    out.print(f"{name} is unloaded")
+
+
+def _print_index(index: IndexDescription, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_json(index))
+        return
+    before = f"; version {index.previous_version} was before" if index.previous_version else ""
+    out.print(f"{index.name}: version {index.version} serves, {index.count:,} records{before}")
+
+
+def _as_json(index: IndexDescription) -> dict[str, object]:
+    return {**dataclasses.asdict(index), "created_at": index.created_at.isoformat()}

@@ -13,6 +13,20 @@ def serve(
     index: Annotated[
         list[str] | None, typer.Option(help="[NAME=]INDEX to search in; repeat it for several.")
     ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="A folder where jobs publish indexes, as NAME/VERSION; the newest is served."),
+    ] = None,
+    watch_seconds: Annotated[
+        float | None, typer.Option(help="Time between two looks into it. [default: 5]")
+    ] = None,
+    index_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder below which `cognate index load` may load; repeat it for several."),
+    ] = None,
+    admin: Annotated[
+        bool | None, typer.Option("--admin", help="Let whoever reaches the port load and unload indexes.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. [default: 127.0.0.1]")
     ] = None,
@@ -57,6 +71,10 @@ def serve(
     settings = serving.Settings.load(
         bundle=bundle,
         indexes=index,
+        watch=watch,
+        watch_seconds=watch_seconds,
+        index_roots=index_root,
+        admin=admin,
         host=host,
         port=port,
         device=device,
@@ -75,7 +93,7 @@ def serve(
         return
 
     def on_ready(server: serving.Server) -> None:
-        names = ", ".join(settings.indexes) or "none, so that it only encodes"
+        names = ", ".join(server.indexes.names()) or "none, so that it only encodes"
         note(f"serving on {server.address} (indexes: {names}); Ctrl-C stops it")
 
     serving.run(settings, on_ready)

@@ -25,19 +25,33 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ognate/v1/index.proto\x12\ncognate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListIndexesRequest\"\xa5\x01\n\x10IndexDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x13ListIndexesResponse\x12-\n\x07indexes\x18\x01 \x03(\x0b\x32\x1c.cognate.v1.IndexDescription2^\n\x0cIndexService\x12N\n\x0bListIndexes\x12\x1e.cognate.v1.ListIndexesRequest\x1a\x1f.cognate.v1.ListIndexesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ognate/v1/index.proto\x12\ncognate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListIndexesRequest\"\xf7\x01\n\x10IndexDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x18\n\x10previous_version\x18\t \x01(\t\x12%\n\x05state\x18\n \x01(\x0e\x32\x16.cognate.v1.IndexState\"D\n\x13ListIndexesResponse\x12-\n\x07indexes\x18\x01 \x03(\x0b\x32\x1c.cognate.v1.IndexDescription\".\n\x10LoadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"@\n\x11LoadIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"$\n\x14RollbackIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x15RollbackIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"\"\n\x12UnloadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadIndexResponse*[\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13INDEX_STATE_SERVING\x10\x01\x12\x17\n\x13INDEX_STATE_LOADING\x10\x02\x32\xce\x02\n\x0cIndexService\x12N\n\x0bListIndexes\x12\x1e.cognate.v1.ListIndexesRequest\x1a\x1f.cognate.v1.ListIndexesResponse\x12H\n\tLoadIndex\x12\x1c.cognate.v1.LoadIndexRequest\x1a\x1d.cognate.v1.LoadIndexResponse\x12T\n\rRollbackIndex\x12 .cognate.v1.RollbackIndexRequest\x1a!.cognate.v1.RollbackIndexResponse\x12N\n\x0bUnloadIndex\x12\x1e.cognate.v1.UnloadIndexRequest\x1a\x1f.cognate.v1.UnloadIndexResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cognate.v1.index_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INDEXSTATE']._serialized_start=694
+  _globals['_INDEXSTATE']._serialized_end=785
   _globals['_LISTINDEXESREQUEST']._serialized_start=71
   _globals['_LISTINDEXESREQUEST']._serialized_end=91
   _globals['_INDEXDESCRIPTION']._serialized_start=94
-  _globals['_INDEXDESCRIPTION']._serialized_end=259
-  _globals['_LISTINDEXESRESPONSE']._serialized_start=261
-  _globals['_LISTINDEXESRESPONSE']._serialized_end=329
-  _globals['_INDEXSERVICE']._serialized_start=331
-  _globals['_INDEXSERVICE']._serialized_end=425
+  _globals['_INDEXDESCRIPTION']._serialized_end=341
+  _globals['_LISTINDEXESRESPONSE']._serialized_start=343
+  _globals['_LISTINDEXESRESPONSE']._serialized_end=411
+  _globals['_LOADINDEXREQUEST']._serialized_start=413
+  _globals['_LOADINDEXREQUEST']._serialized_end=459
+  _globals['_LOADINDEXRESPONSE']._serialized_start=461
+  _globals['_LOADINDEXRESPONSE']._serialized_end=525
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_start=527
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_end=563
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_start=565
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_end=633
+  _globals['_UNLOADINDEXREQUEST']._serialized_start=635
+  _globals['_UNLOADINDEXREQUEST']._serialized_end=669
+  _globals['_UNLOADINDEXRESPONSE']._serialized_start=671
+  _globals['_UNLOADINDEXRESPONSE']._serialized_end=692
+  _globals['_INDEXSERVICE']._serialized_start=788
+  _globals['_INDEXSERVICE']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

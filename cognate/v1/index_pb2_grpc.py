@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class IndexServiceStub:
-    """Describes the indexes that a server holds.
+    """Describes the indexes that a server holds, and changes them while it answers.
+
+    A change is administration: PERMISSION_DENIED where the server does not allow it. A search is answered
+    wholly by one version, the one that is current when it comes; no change makes a search fail, but for those
+    in an index that is unloaded. Changes are made one after another.
     """
 
     def __init__(self, channel):
@@ -40,14 +44,63 @@ class IndexServiceStub:
                 request_serializer=cognate_dot_v1_dot_index__pb2.ListIndexesRequest.SerializeToString,
                 response_deserializer=cognate_dot_v1_dot_index__pb2.ListIndexesResponse.FromString,
                 _registered_method=True)
+        self.LoadIndex = channel.unary_unary(
+                '/cognate.v1.IndexService/LoadIndex',
+                request_serializer=cognate_dot_v1_dot_index__pb2.LoadIndexRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_index__pb2.LoadIndexResponse.FromString,
+                _registered_method=True)
+        self.RollbackIndex = channel.unary_unary(
+                '/cognate.v1.IndexService/RollbackIndex',
+                request_serializer=cognate_dot_v1_dot_index__pb2.RollbackIndexRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_index__pb2.RollbackIndexResponse.FromString,
+                _registered_method=True)
+        self.UnloadIndex = channel.unary_unary(
+                '/cognate.v1.IndexService/UnloadIndex',
+                request_serializer=cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.FromString,
+                _registered_method=True)
 
 
 class IndexServiceServicer:
-    """Describes the indexes that a server holds.
+    """Describes the indexes that a server holds, and changes them while it answers.
+
+    A change is administration: PERMISSION_DENIED where the server does not allow it. A search is answered
+    wholly by one version, the one that is current when it comes; no change makes a search fail, but for those
+    in an index that is unloaded. Changes are made one after another.
     """
 
     def ListIndexes(self, request, context):
         """Lists the indexes, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadIndex(self, request, context):
+        """Opens a version of an index, checks and warms it, and lets it answer searches in place of the present
+        one, or under a new name. Nothing happens where it is the present one.
+
+        INVALID_ARGUMENT: a name that no index may have; a path outside of what the server may load.
+        FAILED_PRECONDITION: the index is missing, damaged, too new or of another model; the present one stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackIndex(self, request, context):
+        """Goes back to the version that was current before. Asked for again, it goes forth.
+
+        NOT_FOUND: no index of that name.
+        FAILED_PRECONDITION: there is no previous version, or it cannot be opened any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadIndex(self, request, context):
+        """Ends the searching of an index. Searches under way are still answered; new ones are NOT_FOUND.
+
+        NOT_FOUND: no index of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +114,21 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     request_deserializer=cognate_dot_v1_dot_index__pb2.ListIndexesRequest.FromString,
                     response_serializer=cognate_dot_v1_dot_index__pb2.ListIndexesResponse.SerializeToString,
             ),
+            'LoadIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadIndex,
+                    request_deserializer=cognate_dot_v1_dot_index__pb2.LoadIndexRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_index__pb2.LoadIndexResponse.SerializeToString,
+            ),
+            'RollbackIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackIndex,
+                    request_deserializer=cognate_dot_v1_dot_index__pb2.RollbackIndexRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_index__pb2.RollbackIndexResponse.SerializeToString,
+            ),
+            'UnloadIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadIndex,
+                    request_deserializer=cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'cognate.v1.IndexService', rpc_method_handlers)
@@ -70,7 +138,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IndexService:
-    """Describes the indexes that a server holds.
+    """Describes the indexes that a server holds, and changes them while it answers.
+
+    A change is administration: PERMISSION_DENIED where the server does not allow it. A search is answered
+    wholly by one version, the one that is current when it comes; no change makes a search fail, but for those
+    in an index that is unloaded. Changes are made one after another.
     """
 
     @staticmethod
@@ -90,6 +162,87 @@ class IndexService:
             '/cognate.v1.IndexService/ListIndexes',
             cognate_dot_v1_dot_index__pb2.ListIndexesRequest.SerializeToString,
             cognate_dot_v1_dot_index__pb2.ListIndexesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cognate.v1.IndexService/LoadIndex',
+            cognate_dot_v1_dot_index__pb2.LoadIndexRequest.SerializeToString,
+            cognate_dot_v1_dot_index__pb2.LoadIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cognate.v1.IndexService/RollbackIndex',
+            cognate_dot_v1_dot_index__pb2.RollbackIndexRequest.SerializeToString,
+            cognate_dot_v1_dot_index__pb2.RollbackIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cognate.v1.IndexService/UnloadIndex',
+            cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.SerializeToString,
+            cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,13 +59,15 @@ class QueryHits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., usage: _Optional[_Union[_embedding_pb2.TextUsage, _Mapping]] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("results", "index", "fingerprint", "timings")
+    __slots__ = ("results", "index", "fingerprint", "timings", "index_version")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_VERSION_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[QueryHits]
     index: str
     fingerprint: str
     timings: _embedding_pb2.Timings
-    def __init__(self, results: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., index: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_embedding_pb2.Timings, _Mapping]] = ...) -> None: ...
+    index_version: str
+    def __init__(self, results: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., index: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_embedding_pb2.Timings, _Mapping]] = ..., index_version: _Optional[str] = ...) -> None: ...

@@ -42,6 +42,9 @@ def test_every_command_of_a_document_runs_in_its_order(document: str, tmp_path: 
     try:
         for command in commands(document):
             if command.startswith("cognate serve") and "--print-config" not in command:
+                if server:
+                    server.terminate()
+                    assert server.wait(timeout=60) == 0
                 server = subprocess.Popen(command.split(), cwd=tmp_path, env=environment)
                 with Client(target) as client:
                     client.wait_until_ready()

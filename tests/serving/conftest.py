@@ -11,7 +11,14 @@ import serving.server
 from cognate.bundle import BundleManifest, Prompts, fingerprint_of
 from cognate.encoder import Encoder
 from serving import Settings
-from tests.serving.servers import RECORDS, GatedEncoder, Running, Stubs, write_index
+from tests.serving.servers import (
+    RECORDS,
+    GatedEncoder,
+    Running,
+    Stubs,
+    version_records,
+    write_index,
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +44,14 @@ def encoder(bundle: Path) -> Encoder:
 def index(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of RECORDS."""
     return write_index(tmp_path_factory.mktemp("serving") / "index", encoder, RECORDS)
+
+
+@pytest.fixture
+def versions(encoder: Encoder, tmp_path: Path) -> Path:
+    """A folder with three versions of an index: v1, v2 and v3."""
+    for version in ("v1", "v2", "v3"):
+        write_index(tmp_path / "versions" / version, encoder, version_records(version))
+    return tmp_path / "versions"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ class Stubs:
         self.encode = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode
         self.search = search_pb2_grpc.SearchServiceStub(channel).Search
         self.list_indexes = index_pb2_grpc.IndexServiceStub(channel).ListIndexes
+        self.load_index = index_pb2_grpc.IndexServiceStub(channel).LoadIndex
+        self.rollback_index = index_pb2_grpc.IndexServiceStub(channel).RollbackIndex
+        self.unload_index = index_pb2_grpc.IndexServiceStub(channel).UnloadIndex
         self.get_info = info_pb2_grpc.InfoServiceStub(channel).GetInfo
 
 
@@ -146,6 +150,19 @@ def write_index(folder: Path, encoder: Encoder, records: Sequence[Record]) -> Pa
         writer.add(records, encoder.encode([record.text for record in records]))
         writer.finish(encoder.bundle)
     return folder
+
+
+def version_records(version: str) -> list[Record]:
+    """Records of the same texts in each version of an index, whose ids say which version they are of."""
+    return [Record(record.text, None, f"{version}/{row}") for row, record in enumerate(RECORDS)]
+
+
+def eventually(happens: Callable[[], object]) -> None:
+    """Wait until something that other threads bring about has happened."""
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 class Failure:

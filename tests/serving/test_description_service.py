@@ -1,25 +1,9 @@
-"""ListIndexes and GetInfo over a real socket."""
-
-from pathlib import Path
+"""GetInfo over a real socket."""
 
 from cognate.encoder import Encoder
-from cognate.index import Index
-from cognate.v1 import index_pb2, info_pb2
+from cognate.v1 import info_pb2
 from serving.batcher import BATCH_TOKENS, QUEUE_BATCHES
-from tests.serving.servers import RECORDS, Stubs
-
-
-def test_indexes_are_listed_by_name(stubs: Stubs, index: Path) -> None:
-    response = stubs.list_indexes(index_pb2.ListIndexesRequest(), timeout=60)
-    assert [described.name for described in response.indexes] == ["default", "other"]
-    described = response.indexes[0]
-    manifest = Index(index).manifest
-    assert described.kind == "flat"
-    assert described.count == len(RECORDS)
-    assert described.dimension == 32
-    assert described.metric == "cosine"
-    assert described.fingerprint == manifest.fingerprint
-    assert described.created_at.ToDatetime(manifest.created_at.tzinfo) == manifest.created_at
+from tests.serving.servers import Stubs
 
 
 def test_info_tells_the_model_the_limits_and_the_versions(stubs: Stubs, encoder: Encoder) -> None:

@@ -122,3 +122,15 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         Settings.load(bundle="b", config=tmp_path / "none.toml")
     with pytest.raises(CognateError, match="Is a directory; give a TOML file"):
         Settings.load(bundle="b", config=tmp_path)
+
+
+def test_roots_come_as_a_list_or_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load(bundle="b", index_roots=[Path("a"), Path("b")]).index_roots == [Path("a"), Path("b")]
+    monkeypatch.setenv("COGNATE_INDEX_ROOTS", "/a, /b")
+    assert Settings.load(bundle="b").index_roots == [Path("/a"), Path("/b")]
+
+
+def test_nobody_may_change_a_server_that_was_not_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load(bundle="b").admin is False
+    monkeypatch.setenv("COGNATE_ADMIN", "true")
+    assert Settings.load(bundle="b").admin is True

@@ -1,0 +1,264 @@
+"""The indexes that are searched: versions opened, switched and released while searches go on.
+
+All of it belongs to the event loop's thread, so that nothing is locked: a search takes the version that is
+current, and between that and its hold on it, no other code runs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+
+import numpy as np
+
+from cognate.errors import ArtifactError, CognateError
+from cognate.index import Device, Index, version_of
+from serving.refusal import no_previous_version, no_such_index
+from serving.settings import DEFAULT_INDEX
+
+WARMING_HITS = 10
+"""Hits of the search that a version answers before it is anyone's: pages are touched, and records read."""
+
+_log = logging.getLogger(__name__)
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Version:
+    """An open version of an index, which closes once nobody holds it: neither the registry nor a search.
+
+    Attributes:
+        index: The index.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        # The registry's hold, which it gives up when another version takes its place.
+        self._holds = 1
+
+    def __enter__(self) -> Self:
+        """Hold it open."""
+        self._holds += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up the hold."""
+        self.release()
+
+    def release(self) -> None:
+        """Give up a hold; the last one closes the index, in a thread, for unmapping takes its time."""
+        self._holds -= 1
+        if not self._holds:
+            asyncio.get_running_loop().run_in_executor(None, self.index.close)
+
+    async def run(
+        self,
+        threads: ThreadPoolExecutor,
+        function: Callable[Concatenate[Index, _Arguments], _Result],
+        *arguments: _Arguments.args,
+        **options: _Arguments.kwargs,
+    ) -> _Result:
+        """Call ``function(index, …)`` in a thread.
+
+        The index stays open until the function has returned, also where the caller waits no longer.
+        """
+        loop = asyncio.get_running_loop()
+        work = threads.submit(function, self.index, *arguments, **options)
+        self._holds += 1
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self.release))
+        return await asyncio.wrap_future(work)
+
+
+class Previous(NamedTuple):
+    """What was current before. It is closed, and opened again for a rollback.
+
+    Attributes:
+        folder: Where it is.
+        version: Its ``Index.version``.
+    """
+
+    folder: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served under a name.
+
+    Attributes:
+        version: The current version.
+        source: Its folder as it was given, maybe a link, which a reload looks at again.
+        previous: What a rollback goes back to.
+    """
+
+    version: Version
+    source: Path
+    previous: Previous | None
+
+
+class IndexRegistry:
+    """Indexes by name, all of one model. Changes are made one after another; searches never wait for one.
+
+    Attributes:
+        loading: The name that a version is being opened for; None where none is.
+    """
+
+    def __init__(self, *, fingerprint: str, device: Device = "auto") -> None:
+        """Make a registry of nothing.
+
+        Args:
+            fingerprint: Of the bundle that queries are encoded with; another's indexes are refused.
+            device: Where the indexes are searched.
+        """
+        self.loading: str | None = None
+        self._fingerprint = fingerprint
+        self._device = device
+        self._served: dict[str, Served] = {}
+        self._changing = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, "index-load")
+
+    def close(self) -> None:
+        """Close every index. No search may be under way."""
+        self._loader.shutdown(cancel_futures=True)
+        for served in self._served.values():
+            served.version.index.close()
+        self._served.clear()
+
+    def names(self) -> list[str]:
+        """The names that are served, sorted."""
+        return sorted(self._served)
+
+    def find(self, name: str) -> tuple[str, Version]:
+        """The version that a search takes. Hold it, by ``with``, before anything is awaited.
+
+        Args:
+            name: Empty: the only one, or the one named "default".
+
+        Returns:
+            Its name, and it.
+
+        Raises:
+            Refusal: There is none of that name.
+        """
+        if not name:
+            name = next(iter(self._served)) if len(self._served) == 1 else DEFAULT_INDEX
+            if name not in self._served:
+                raise no_such_index("", self.names())
+        return name, self.served(name).version
+
+    def served(self, name: str) -> Served:
+        """What is served under a name.
+
+        Raises:
+            Refusal: There is none of that name.
+        """
+        if name not in self._served:
+            raise no_such_index(name, self.names())
+        return self._served[name]
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Open a version, check it, warm it, and let it take the place of the present one.
+
+        Args:
+            name: New, or one that is served.
+            folder: The version's. Nothing happens where it holds the present version.
+
+        Raises:
+            CognateError: It is missing, damaged, too new or of another model. The present one stays.
+        """
+        async with self._changing:
+            await self._switch(name, folder, None)
+
+    async def rollback(self, name: str) -> None:
+        """Let the version that was current before take the place of the present one.
+
+        Raises:
+            Refusal: There is no such name, or nothing was before.
+            CognateError: What was before is gone or damaged. The present one stays.
+        """
+        async with self._changing:
+            previous = self.served(name).previous
+            if previous is None:
+                raise no_previous_version(name)
+            await self._switch(name, previous.folder, previous.version)
+
+    async def unload(self, name: str) -> None:
+        """Serve an index no longer. Searches under way are still answered.
+
+        Raises:
+            Refusal: There is no such name.
+        """
+        async with self._changing:
+            version = self.served(name).version
+            del self._served[name]
+            version.release()
+            _log.info("index %s: version %s is unloaded", name, version.index.version)
+
+    async def reload(self) -> None:
+        """Load again each index whose folder now holds another version; what is refused is logged."""
+        for name, served in list(self._served.items()):
+            try:
+                await self.load(name, served.source)
+            except CognateError as why:
+                _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
+
+    async def _switch(self, name: str, folder: Path, expected: str | None) -> None:
+        index = await self._open(name, folder, expected)
+        if index is None:
+            return
+        before = self._served.get(name)
+        if before is None:
+            self._served[name] = Served(Version(index), folder, None)
+        else:
+            replaced = before.version.index
+            previous = Previous(replaced.folder, replaced.version)
+            self._served[name] = Served(Version(index), folder, previous)
+            before.version.release()
+        _log.info("index %s: version %s of %s serves, %d records", name, index.version, folder, index.count)
+
+    async def _open(self, name: str, folder: Path, expected: str | None) -> Index | None:
+        """Open a version in the loader's thread; None where it is the current one."""
+        served = self._served.get(name)
+        current = None if served is None else served.version.index.version
+        work = self._loader.submit(_open_warm, folder, self._fingerprint, self._device, current, expected)
+        self.loading = name
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            # Who asked for it has gone.
+            work.add_done_callback(_close_opened)
+            raise
+        finally:
+            self.loading = None
+
+
+def _open_warm(
+    folder: Path, fingerprint: str, device: Device, current: str | None, expected: str | None
+) -> Index | None:
+    # A link may lead elsewhere by the time of a rollback.
+    folder = folder.resolve()
+    version = version_of(folder)
+    if version == current:
+        return None
+    if expected is not None and version != expected:
+        raise ArtifactError(f"{folder} holds version {version}, no longer {expected}; load another folder")
+    index = Index(folder, fingerprint=fingerprint, device=device)
+    try:
+        vectors = np.full((1, index.dimension), index.dimension**-0.5, np.float32)
+        index.search(vectors, WARMING_HITS)
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def _close_opened(work: Future[Any]) -> None:
+    if not work.cancelled() and not work.exception() and work.result() is not None:
+        work.result().close()
