@@ -477,6 +477,7 @@ class Client:
         seconds = self.timeout if timeout is None else _check_timeout(timeout)
         attempts = Attempts(seconds, MAX_ATTEMPTS if begun is None else None)
         metadata = self._metadata if begun is None else self._stream_metadata
+        failure: RequestError | None = None
         while True:
             try:
                 if begun is not None:
@@ -485,7 +486,7 @@ class Client:
                     return self._hedged(method, request, attempts, self._hedge_after)
                 return method(request, timeout=attempts.remaining, metadata=metadata)
             except grpc.RpcError as error:
-                failure = _request_error(error, self.target, seconds, first)
+                failure = _request_error(error, self.target, seconds, first, failure)
                 pause = attempts.pause_after(failure.code, failure.retry_after)
                 if pause is None:
                     raise failure from error
@@ -762,13 +763,14 @@ class AsyncClient:
         seconds = self.timeout if timeout is None else _check_timeout(timeout)
         attempts = Attempts(seconds, None if stream else MAX_ATTEMPTS)
         metadata = self._stream_metadata if stream else self._metadata
+        failure: RequestError | None = None
         while True:
             try:
                 if hedge and self._hedge_after is not None:
                     return await self._hedged(method, request, attempts, self._hedge_after)
                 return await method(request, timeout=attempts.remaining, metadata=metadata)
             except grpc.RpcError as error:
-                failure = _request_error(error, self.target, seconds, first)
+                failure = _request_error(error, self.target, seconds, first, failure)
                 pause = attempts.pause_after(failure.code, failure.retry_after)
                 if pause is None:
                     raise failure from error
@@ -857,7 +859,9 @@ def _check_timeout(timeout: float, name: str = "the timeout") -> float:
     return timeout
 
 
-def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int) -> RequestError:
+def _request_error(
+    error: grpc.RpcError, target: str, seconds: float, first: int, earlier: RequestError | None = None
+) -> RequestError:
     """What a failed call means to its user.
 
     Args:
@@ -865,6 +869,7 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
         target: The server's address.
         seconds: The call's timeout.
         first: The position, in the user's list, of the call's first text or query.
+        earlier: What the attempt before this one ended in.
     """
     code = error.code()
     reason, retry_after = None, None
@@ -887,6 +892,8 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
             f"{target} did not answer within {seconds:g} s; give a longer timeout, or check the address "
             "and the server's load"
         )
+        if earlier is not None:
+            sentence += f"; before that: {earlier}"
     elif code is grpc.StatusCode.NOT_FOUND:
         sentence = said
     elif reason is not None:
