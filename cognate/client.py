@@ -246,7 +246,7 @@ class Client:
             timeout: Seconds that each call may take, its retries included.
 
         Returns:
-            The vector of each text, in order: float32, shape (dimension,), unit length.
+            The vectors, a call's at a time, in order: float32, shape (texts, dimension), unit length.
 
         Raises:
             RequestError: The server refused or did not answer.
@@ -277,7 +277,7 @@ class Client:
                 first, request, begun = calls[0]
                 answer = self._call(self._methods.encode, request, timeout, first, begun=begun)
                 calls.popleft()
-                yield from stream.read(request, answer)
+                yield stream.read(request, answer)
         finally:
             for *_, begun in calls:
                 begun.cancel()
@@ -634,8 +634,7 @@ class AsyncClient:
                 request, task = calls[0]
                 answer = await task
                 calls.popleft()
-                for vector in stream.read(request, answer):
-                    yield vector
+                yield stream.read(request, answer)
         finally:
             await _cancel(task for _, task in calls)
 

@@ -308,9 +308,10 @@ class Counted:
 
 def test_a_stream_gives_the_vectors_in_order(client: Any, peer: Peer) -> None:
     texts = list(Counted(101))
-    vectors = list(client.encode_stream(iter(texts), "query", texts_per_call=7, calls_in_flight=3))
-    np.testing.assert_array_equal(vectors, [vector_of(text) for text in texts])
-    assert vectors[0].dtype == np.float32
+    blocks = list(client.encode_stream(iter(texts), "query", texts_per_call=7, calls_in_flight=3))
+    np.testing.assert_array_equal(np.concatenate(blocks), [vector_of(text) for text in texts])
+    assert {block.dtype for block in blocks} == {np.dtype(np.float32)}
+    assert [len(block) for block in blocks] == [7] * 14 + [3]
     assert sorted(len(request.texts) for request in peer.requests) == [3] + [7] * 14
 
 
@@ -321,12 +322,12 @@ def test_a_stream_of_no_texts_has_no_vectors(client: Any, peer: Peer) -> None:
 
 def test_a_stream_is_read_no_further_than_its_calls_in_flight(client: Any) -> None:
     texts = Counted(10_000)
-    vectors = client.encode_stream(texts, texts_per_call=10, calls_in_flight=3)
+    blocks = client.encode_stream(texts, texts_per_call=10, calls_in_flight=3)
     assert texts.taken == 0
-    for number in range(50):
-        next(vectors)
-        assert texts.taken <= number + 1 + 30
-    vectors.close()
+    for number in range(20):
+        next(blocks)
+        assert texts.taken <= 10 * number + 30
+    blocks.close()
 
 
 def test_no_more_calls_are_in_flight_than_allowed(client: Any, peer: Peer) -> None:
@@ -350,7 +351,7 @@ def test_no_more_calls_are_in_flight_than_allowed(client: Any, peer: Peer) -> No
 
     peer.gate = most = Most()
     # The barrier would hang were there fewer.
-    assert len(list(client.encode_stream(Counted(30), texts_per_call=10, calls_in_flight=3))) == 30
+    assert len(list(client.encode_stream(Counted(60), texts_per_call=10, calls_in_flight=3))) == 6
     assert most.most == 3
 
 
@@ -365,8 +366,8 @@ def test_a_stream_outlives_failures_in_any_of_its_calls(client: Any, peer: Peer)
     texts = list(Counted(60))
     client.info()
     peer.failures = [grpc.StatusCode.UNAVAILABLE, busy(0.02)] * 4
-    vectors = list(client.encode_stream(texts, texts_per_call=10, calls_in_flight=4))
-    np.testing.assert_array_equal(vectors, [vector_of(text) for text in texts])
+    blocks = list(client.encode_stream(texts, texts_per_call=10, calls_in_flight=4))
+    np.testing.assert_array_equal(np.concatenate(blocks), [vector_of(text) for text in texts])
     assert len(peer.requests) == 6 + 8
 
 
@@ -387,30 +388,40 @@ def test_a_refused_text_of_a_stream_is_named_by_its_place(client: Any, peer: Pee
         list(client.encode_stream(["a"] * 7 + [5], texts_per_call=5))
 
 
-def test_a_stream_that_is_left_cancels_its_calls(client: Any, peer: Peer) -> None:
-    vectors = client.encode_stream(Counted(1000), texts_per_call=10, calls_in_flight=4)
-    next(vectors)
-    peer.gate.clear()
-    peer.cancelled.clear()
-    for _ in range(9):
-        next(vectors)
-    peer.entered.clear()
-    while True:
-        # The calls that were under way are answered; the next one waits at the gate.
-        if len(peer.requests) >= 5 or peer.entered.wait(0.01):
-            break
-        next(vectors)
-    vectors.close()
-    assert peer.cancelled.wait(30)
+class Holding(Peer):
+    """Answers the call that has the text "first", and holds the others until they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.let_go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def Encode(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        if "first" not in request.texts:
+            over = threading.Event()
+            context.add_callback(over.set)
+            self.held.release()
+            assert over.wait(30)
+            self.let_go.release()
+        return super().Encode(request, context)
+
+
+def test_a_stream_that_is_left_cancels_its_calls(connect: Callable[..., Any]) -> None:
+    peer = Holding()
+    server, target = start(peer)
+    blocks = connect(target).encode_stream(["first", *["a"] * 100], texts_per_call=1, calls_in_flight=3)
+    next(blocks)
+    assert all(peer.held.acquire(timeout=30) for _ in range(2))
+    blocks.close()
+    assert all(peer.let_go.acquire(timeout=30) for _ in range(2))
+    server.stop(None).wait()
 
 
 def test_a_stream_stops_where_the_server_changes_its_model(client: Any, peer: Peer) -> None:
-    vectors = client.encode_stream(Counted(100), texts_per_call=10, calls_in_flight=1)
-    for _ in range(10):
-        next(vectors)
+    blocks = client.encode_stream(Counted(100), texts_per_call=10, calls_in_flight=1)
+    next(blocks)
     peer.fingerprint = "e" * 64
     with pytest.raises(CognateError, match="changed its model"):
-        next(vectors)
+        next(blocks)
 
 
 def test_an_error_of_the_source_of_texts_comes_through(client: Any) -> None:
@@ -447,7 +458,7 @@ def test_streams_of_one_async_client_run_side_by_side(served: Served) -> None:
         async with AsyncClient(served.target) as client:
 
             async def count(texts: int) -> int:
-                return len([vector async for vector in client.encode_stream(Counted(texts))])
+                return sum([len(block) async for block in client.encode_stream(Counted(texts))])
 
             return await asyncio.gather(count(100), count(70))
 
