@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from cognate.artifact import Manifest
+from cognate.artifact import MANIFEST, Manifest, sha256_file
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
@@ -177,6 +177,7 @@ class Index:
     Attributes:
         folder: Where it is.
         manifest: What it says of itself.
+        version: What tells it from any other index: the first 12 digits of the sha256 of its manifest.
     """
 
     def __init__(
@@ -201,6 +202,7 @@ class Index:
         """
         self.folder = Path(folder)
         self.manifest = IndexManifest.read(self.folder)
+        self.version = sha256_file(self.folder / MANIFEST)[:12]
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintError(
                 f"{self.folder} was built with another bundle ({self.manifest.model}, fingerprint "

@@ -190,7 +190,7 @@ async def test_large_texts_are_tokenised_off_the_event_loop(encoder: GatedEncode
         assert batcher._queue.empty
         answer = await call
         assert answer.vectors == pytest.approx(Encoder.encode(encoder, texts), abs=1e-5)
-        assert [text.truncated for text in answer.texts] == [True, False, True, *[False] * 50]
+        assert [usage.truncated for usage in answer.usages] == [True, False, True, *[False] * 50]
 
 
 @in_loop
