@@ -78,15 +78,17 @@ class SharedEncoder:
         tokenize_seconds = encode_seconds = 0.0
         found = {text: kept for text in texts if (kept := self.cache.get(text))}
         while missing := [text for text in texts if text not in found]:
+            others = {
+                text: under_way for text in missing if (under_way := self._under_way.get((caller, text)))
+            }
             # Its own first: were it to wait for others before, two calls could wait for each other.
-            if own := [text for text in missing if (caller, text) not in self._under_way]:
+            if own := [text for text in missing if text not in others]:
                 encoded = await self._lead(own, texts, caller, truncate, deadline)
                 tokenize_seconds += encoded.tokenize_seconds
                 encode_seconds += encoded.encode_seconds
                 for text, vector, usage in zip(own, encoded.vectors, encoded.usages, strict=True):
                     found[text] = CachedQuery(vector, usage)
-            else:
-                under_way = self._under_way[caller, missing[0]]
+            for text, under_way in others.items():
                 timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
                 await asyncio.wait([under_way], timeout=timeout)
                 if not under_way.done():
@@ -94,8 +96,9 @@ class SharedEncoder:
                 outcome = under_way.result()
                 if isinstance(outcome, EncodingFailedError):
                     raise type(outcome)
-                # Of a call that was cut off, there is none: ask again.
-                found |= {text: outcome[text] for text in missing if text in outcome} if outcome else {}
+                # Of a call that was cut off, there is none: look again.
+                if outcome is not None:
+                    found[text] = outcome[text]
         if not truncate:
             for position, text in enumerate(texts):
                 if found[text].usage.truncated:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import serving.server
@@ -12,6 +13,10 @@ from cognate.bundle import BundleManifest, Prompts, fingerprint_of
 from cognate.encoder import Encoder
 from serving import Settings
 from tests.serving.servers import RECORDS, GatedEncoder, Running, Stubs, write_index
+
+# No example is timed: another program may have the processor.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
