@@ -191,7 +191,9 @@ def test_streams_over_the_bound_are_refused_until_one_ends(serve: Callable[..., 
     assert list(stubs.search_stream(iter([search_chunk([QUERY])]), timeout=60))
 
 
-def test_a_client_that_goes_in_the_middle_leaves_nothing(serve_gated: ServeGated) -> None:
+def test_a_client_that_goes_in_the_middle_leaves_nothing_and_is_no_failure(
+    serve_gated: ServeGated, caplog: pytest.LogCaptureFixture
+) -> None:
     running, encoder = serve_gated(max_streams=1, max_calls=1)
     encoder.gate.clear()
     answers = running.stubs.encode_stream(iter([encode_chunk(TEXTS)]), timeout=60)
@@ -200,6 +202,13 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(serve_gated: ServeGated
     encoder.gate.set()
     # There is room for one: it is let in once the other is gone.
     until_let_in(running.stubs)
+    # Nor is one that goes while an answer is being sent to it.
+    many = iter([encode_chunk(TEXTS * 20, number) for number in range(200)])
+    answers = running.stubs.encode_stream(many, timeout=60)
+    next(answers)
+    answers.cancel()
+    until_let_in(running.stubs)
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 
 
 def test_a_server_that_stops_answers_what_it_read_and_ends_the_stream(serve_gated: ServeGated) -> None:
