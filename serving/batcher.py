@@ -260,9 +260,13 @@ class Batcher:
         """Run the model, and give the tokens and seconds of a short text."""
         self._encoder.warm_up()
         (text,) = self._encoder.tokenize(["How long does it take to learn a language?"])
-        started = time.monotonic()
-        self._encoder.forward([text.ids])
-        return len(text.ids), max(time.monotonic() - started, 1e-6)
+        best = math.inf
+        # The best of a few: one that was held up would have calls refused until the next batches tell better.
+        for _ in range(3):
+            started = time.monotonic()
+            self._encoder.forward([text.ids])
+            best = min(best, max(time.monotonic() - started, 1e-6))
+        return len(text.ids), best
 
     async def _tokenize(self, texts: Sequence[str], input_type: InputType) -> Sequence[TokenizedText]:
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
