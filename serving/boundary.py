@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -21,12 +23,25 @@ class Boundary(grpc.aio.ServerInterceptor):
     """Around every call of the contract's services; health and reflection pass untouched.
 
     It reads requests and writes answers itself, so that a message that cannot be read or written is a
-    status of ours too, where gRPC would say UNKNOWN.
+    status of ours too, where gRPC would say UNKNOWN. And it bounds the calls under way and the bytes of their
+    messages: what is over is refused before it is read into a message.
     """
 
-    def __init__(self) -> None:
-        self._stopping = False
+    def __init__(self, *, max_calls: int, max_streams: int, max_bytes: int) -> None:
+        """Make a boundary, on the server's event loop.
+
+        Args:
+            max_calls: Calls under way, streams included.
+            max_streams: Streams under way.
+            max_bytes: Of the requests and answers under way. A call alone may have more.
+        """
+        self._max_calls = max_calls
+        self._max_streams = max_streams
+        self._max_bytes = max_bytes
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._under_way = 0
+        self._streams = 0
+        self._bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -40,23 +55,27 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OURS):
             return handler
-        name = f"{method.rpartition('/')[2]}Request"
 
-        async def serve(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            # Not until the answer is sent is the call over.
-            self._under_way += 1
-            self._idle.clear()
-            context.add_done_callback(self._ended)  # type: ignore[arg-type]
+        async def serve(raw: bytes, context: Any) -> bytes:
             try:
-                return await self._answer(handler, name, raw, context)
-            except Refusal as why:
-                status = why.status()
-            except Exception:
-                _log.exception("%s failed", method)
-                status = refusal.unexpected().status()
-            return await context.abort(status.code, status.details, status.trailing_metadata or ())
+                held = self._enter(context, len(raw))
+                answer: bytes = handler.response_serializer(
+                    await handler.unary_unary(_parsed(handler, method, raw), context)
+                )
+                self._hold(held, len(answer))
+            except Exception as error:
+                answer = await _abort(context, method, error)
+            return answer
+
+        async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
+            try:
+                await self._serve_stream(handler, method, raws, context)
+            except Exception as error:
+                await _abort(context, method, error)
 
         # Without serializers of its own, gRPC hands over the bytes.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(serve_stream)
         return grpc.unary_unary_rpc_method_handler(serve)
 
     async def drain(self, grace: float) -> bool:
@@ -68,7 +87,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         Returns:
             Whether all of them were answered.
         """
-        self._stopping = True
+        self._stopping.set_result(None)
         if not self._under_way:
             return True
         try:
@@ -77,17 +96,100 @@ class Boundary(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    async def _answer(self, handler: Any, name: str, raw: bytes, context: Any) -> bytes:
-        if self._stopping:
-            raise refusal.stopping()
-        try:
-            request = handler.request_deserializer(raw)
-        except DecodeError:
-            raise refusal.bad_message(name) from None
-        response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
-        return response
+    async def _serve_stream(
+        self, handler: Any, method: str, raws: AsyncIterator[bytes], context: Any
+    ) -> None:
+        if self._streams >= self._max_streams:
+            raise refusal.too_many_calls("streams")
+        held = self._enter(context, 0, streams=1)
+        sizes: deque[int] = deque()
 
-    def _ended(self, ctx: object) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
+        async def requests() -> AsyncIterator[Any]:
+            while (raw := await self._next(raws)) is not None:
+                self._hold(held, len(raw))
+                sizes.append(len(raw))
+                yield _parsed(handler, method, raw)
+
+        async with aclosing(handler.stream_stream(requests(), context)) as responses:
+            async for response in responses:
+                answer = handler.response_serializer(response)
+                self._hold(held, len(answer))
+                # Returns once gRPC has taken it, which is once the client reads.
+                await context.write(answer)
+                self._release(held, sizes.popleft() + len(answer))
+
+    async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
+        """The next message of a stream; None at its end. Who waits for one does not hold up the stopping."""
+        reading = asyncio.ensure_future(_first(raws))
+        waited: list[asyncio.Future[Any]] = [reading, self._stopping]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise refusal.stopping()
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    def _enter(self, context: Any, size: int, *, streams: int = 0) -> list[int]:
+        """Count a call until its end, which is when its answer is sent, or refuse it.
+
+        Args:
+            context: Of the call.
+            size: Bytes of its request.
+            streams: 1 for a stream.
+
+        Returns:
+            The bytes that it holds, in a list of one.
+        """
+        if self._stopping.done():
+            raise refusal.stopping()
+        if self._under_way >= self._max_calls:
+            raise refusal.too_many_calls("calls")
+        held = [0]
+        self._hold(held, size)
+        self._under_way += 1
+        self._streams += streams
+        self._idle.clear()
+
+        def ended(_: object) -> None:
+            self._release(held, held[0])
+            self._streams -= streams
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+        context.add_done_callback(ended)
+        return held
+
+    def _hold(self, held: list[int], size: int) -> None:
+        """Count a message of a call, or refuse the call; a call alone may hold more."""
+        if self._bytes > held[0] and self._bytes + size > self._max_bytes:
+            raise refusal.too_many_calls("bytes")
+        held[0] += size
+        self._bytes += size
+
+    def _release(self, held: list[int], size: int) -> None:
+        held[0] -= size
+        self._bytes -= size
+
+
+def _parsed(handler: Any, method: str, raw: bytes) -> Any:
+    try:
+        return handler.request_deserializer(raw)
+    except DecodeError:
+        raise refusal.bad_message(f"{method.rpartition('/')[2]}Request") from None
+
+
+async def _first(messages: AsyncIterator[bytes]) -> bytes | None:
+    async for message in messages:
+        return message
+    return None
+
+
+async def _abort(context: Any, method: str, error: Exception) -> Any:
+    """End a call in a status."""
+    if not isinstance(error, Refusal):
+        _log.error("%s failed", method, exc_info=error)
+        error = refusal.unexpected()
+    status = error.status()
+    return await context.abort(status.code, status.details, status.trailing_metadata or ())

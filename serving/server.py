@@ -38,6 +38,7 @@ from serving.index_watch import IndexWatch
 from serving.indexes import IndexRegistry
 from serving.search_service import SearchService
 from serving.settings import Settings
+from serving.shared_encoding import SharedEncoder
 
 SERVICES = tuple(
     service.full_name
@@ -90,18 +91,27 @@ class Server:
                 max_queue_tokens=settings.max_queue_tokens,
             )
             stack.callback(batcher.close)
-            search = SearchService(batcher, indexes, dimension=encoder.dimension, settings=settings)
+            shared = SharedEncoder(batcher, settings.cache_bytes)
+            model = encoder.bundle.manifest
+            search = SearchService(shared, indexes, model=model, settings=settings)
             stack.callback(search.close)
-            boundary = Boundary()
+            boundary = Boundary(
+                max_calls=settings.max_calls,
+                max_streams=settings.max_streams,
+                max_bytes=settings.max_inflight_bytes,
+            )
             server = grpc.aio.server(
                 interceptors=[boundary],
+                # The boundary refuses with details, but counts a call once its message is here, and counts no
+                # checks of health. This is for what floods beyond that.
+                maximum_concurrent_rpcs=2 * settings.max_calls,
                 options=[
                     ("grpc.max_receive_message_length", settings.max_message_bytes),
                     # Else a second server would take half the calls of the first, and none would know.
                     ("grpc.so_reuseport", 0),
                 ],
             )
-            embedding = EmbeddingService(batcher, encoder.bundle.manifest, settings)
+            embedding = EmbeddingService(shared, model, settings)
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]

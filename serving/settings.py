@@ -52,7 +52,11 @@ class Settings(BaseSettings):
         max_message_bytes: Bytes of a request.
         max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
             for, so that a smaller one makes for shorter waits. None: what suits the device.
-        max_queue_tokens: Tokens waiting, over which calls are refused. None: 128 full batches.
+        max_queue_tokens: Tokens waiting, of a priority, over which calls are refused. None: 128 full batches.
+        max_calls: Calls under way, streams included, over which others are refused.
+        max_streams: Streams under way, over which others are refused.
+        max_inflight_bytes: Bytes of the requests and answers under way, over which calls are refused.
+        cache_bytes: Of the vectors of queries that are kept for who asks again; 0 keeps none.
         grace_seconds: How long calls that are under way may take once the server is told to stop. The
             default is less than the 30 seconds after which Kubernetes kills.
     """
@@ -78,6 +82,10 @@ class Settings(BaseSettings):
     max_message_bytes: int = pydantic.Field(default=16 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
     max_batch_tokens: int | None = pydantic.Field(default=None, ge=1, le=16 * 1024 * 1024)
     max_queue_tokens: int | None = pydantic.Field(default=None, ge=1, le=2**31 - 1)
+    max_calls: int = pydantic.Field(default=1024, ge=1, le=1024 * 1024)
+    max_streams: int = pydantic.Field(default=64, ge=1, le=1024 * 1024)
+    max_inflight_bytes: int = pydantic.Field(default=256 * 1024 * 1024, ge=1024, le=2**40)
+    cache_bytes: int = pydantic.Field(default=32 * 1024 * 1024, ge=0, le=2**40)
     grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
 
     @classmethod

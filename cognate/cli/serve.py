@@ -52,6 +52,19 @@ def serve(
     max_queue_tokens: Annotated[
         int | None, typer.Option(help="Tokens waiting before calls are refused. [default: 128 batches]")
     ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option(help="Calls under way before others are refused. [default: 1024]")
+    ] = None,
+    max_streams: Annotated[
+        int | None, typer.Option(help="Streams among them before others are refused. [default: 64]")
+    ] = None,
+    max_inflight_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes of requests and answers before calls are refused. [default: 268435456]"),
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Of query vectors to keep; 0 for none. [default: 33554432]")
+    ] = None,
     grace_seconds: Annotated[
         float | None, typer.Option(help="Time for calls under way when told to stop. [default: 20]")
     ] = None,
@@ -85,6 +98,10 @@ def serve(
         max_message_bytes=max_message_bytes,
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
+        max_calls=max_calls,
+        max_streams=max_streams,
+        max_inflight_bytes=max_inflight_bytes,
+        cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
         config=config,
     )
