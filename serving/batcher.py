@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -112,7 +112,12 @@ class Batcher:
     """
 
     def __init__(
-        self, encoder: Encoder, *, max_batch_tokens: int | None = None, max_queue_tokens: int | None = None
+        self,
+        encoder: Encoder,
+        *,
+        max_batch_tokens: int | None = None,
+        max_queue_tokens: int | None = None,
+        on_batch: Callable[[Sequence[Share], float], None] | None = None,
     ) -> None:
         """Make a batcher, and run the model once, so that the first call need not wait for its start.
 
@@ -120,11 +125,13 @@ class Batcher:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches.
+            on_batch: Called with each batch that the model ran, and the seconds it took.
         """
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
         self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
         self.max_length = encoder.max_length
         self._encoder = encoder
+        self._on_batch = on_batch
         self._queue = TextQueue(
             max_queue_tokens=self.max_queue_tokens,
             max_batch_tokens=self.max_batch_tokens,
@@ -137,6 +144,11 @@ class Batcher:
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._running = False
         self._tokens_per_second = self._warm_up()
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._queue.tokens
 
     async def encode(
         self,
@@ -252,6 +264,8 @@ class Batcher:
             self._start()
 
     def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
+        if self._on_batch:
+            self._on_batch(batch, seconds)
         start = tokens = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]

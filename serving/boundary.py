@@ -1,4 +1,4 @@
-"""What lies around every call: it is counted, refused while the server stops, and always ends in a status."""
+"""What lies around every call: it is observed, refused while the server stops, and ends in a status."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
+from serving.observing import Observe, ObservedCall, Unobserved
 from serving.refusal import Refusal
 
 OURS = "/cognate.v1."
@@ -24,7 +25,13 @@ class Boundary(grpc.aio.ServerInterceptor):
     status of ours too, where gRPC would say UNKNOWN.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observe) -> None:
+        """Make it.
+
+        Args:
+            observe: Begins each call.
+        """
+        self._observe = observe
         self._stopping = False
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -48,7 +55,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._idle.clear()
             context.add_done_callback(self._ended)  # type: ignore[arg-type]
             try:
-                return await self._answer(handler, name, raw, context)
+                with self._observe(method, context) as call:
+                    return await self._answer(handler, name, raw, context, call)
             except Refusal as why:
                 status = why.status()
             except Exception:
@@ -77,15 +85,20 @@ class Boundary(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    async def _answer(self, handler: Any, name: str, raw: bytes, context: Any) -> bytes:
+    async def _answer(
+        self, handler: Any, name: str, raw: bytes, context: Any, call: ObservedCall | Unobserved
+    ) -> bytes:
         if self._stopping:
             raise refusal.stopping()
         try:
             request = handler.request_deserializer(raw)
         except DecodeError:
             raise refusal.bad_message(name) from None
-        response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
-        return response
+        call.received(request)
+        response = await handler.unary_unary(request, context)
+        call.answered(response)
+        written: bytes = handler.response_serializer(response)
+        return written
 
     def _ended(self, ctx: object) -> None:
         self._under_way -= 1
