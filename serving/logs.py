@@ -135,7 +135,7 @@ class Writer(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._descriptor = descriptor
-        self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(MAX_WAITING_LINES)
+        self._lines: queue.Queue[logging.LogRecord | threading.Event | None] = queue.Queue(MAX_WAITING_LINES)
         self._lost = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -149,21 +149,31 @@ class Writer(logging.Handler):
             self._lost += 1
         return True
 
-    def close(self) -> None:
-        """Write what waits, for a second at most."""
-        # Where the queue is full the thread has stalled, and ends with the process.
+    def flush(self) -> None:
+        """Wait until what was logged so far is written or lost, for a second at most."""
+        written = threading.Event()
+        # Where the queue is full, the descriptor has stalled.
         with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=LAST_LINES_SECONDS)
-            self._thread.join(LAST_LINES_SECONDS)
+            self._lines.put(written, timeout=LAST_LINES_SECONDS)
+            written.wait(LAST_LINES_SECONDS)
+
+    def close(self) -> None:
+        """Flush, and end the thread; one that has stalled ends with the process."""
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
         super().close()
 
     def _run(self) -> None:
-        while (record := self._lines.get()) is not None:
+        while (taken := self._lines.get()) is not None:
+            if isinstance(taken, threading.Event):
+                taken.set()
+                continue
             try:
-                self._write(self.format(record))
-                if self._lost:
-                    lost, self._lost = self._lost, 0
+                self._write(self.format(taken))
+                if lost := self._lost:
                     self._write(self.format(_lost(lost)))
+                    self._lost -= lost
             except Exception:
                 self._lost += 1
 
