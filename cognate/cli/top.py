@@ -6,7 +6,7 @@ import http.client
 import math
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -228,22 +228,37 @@ def read(target: str) -> Reading:
 def view(before: Reading, now: Reading) -> View:
     """Put together what happened between two readings, and what is there at the second.
 
-    Where a server was started anew between the two, what it has counted since is what happened.
+    Samples that differ in labels which are not asked for, such as the worker, are added up.
     """
     seconds = max(now.at - before.at, 1e-9)
-    started = now.total("process_start_time_seconds")
-    if started != before.total("process_start_time_seconds"):
-        before = Reading((), before.at)
+    starts, starts_before = (
+        {
+            sample.labels.get("worker"): sample.value
+            for sample in reading.samples("process_start_time_seconds")
+        }
+        for reading in (now, before)
+    )
+    started = min(starts.values(), default=0.0)
+
+    def gains(name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
+        known = {tuple(sorted(sample.labels.items())): sample.value for sample in before.samples(name)}
+        for sample in now.samples(name, **labels):
+            worker = sample.labels.get("worker")
+            was = known.get(tuple(sorted(sample.labels.items())), 0.0)
+            # A process that was started anew has counted since.
+            yield (
+                sample.labels,
+                sample.value - (was if starts.get(worker) == starts_before.get(worker) else 0),
+            )
 
     def gain(name: str, **labels: str) -> float:
-        return now.total(name, **labels) - before.total(name, **labels)
+        return sum(gained for _, gained in gains(name, **labels))
 
     def percentile(name: str, share: float, **labels: str) -> float | None:
         buckets: dict[float, float] = {}
-        for sign, reading in ((1, now), (-1, before)):
-            for sample in reading.samples(f"{name}_bucket", **labels):
-                bound = float(sample.labels["le"])
-                buckets[bound] = buckets.get(bound, 0.0) + sign * sample.value
+        for its, gained in gains(f"{name}_bucket", **labels):
+            bound = float(its["le"])
+            buckets[bound] = buckets.get(bound, 0.0) + gained
         value = quantile(buckets, share)
         return None if value is None else round(1000 * value, 3)
 

@@ -135,12 +135,13 @@ def reading(text: str, at: float) -> Reading:
 
 
 PUBLISHED = """
-cognate_server_info{{version="1"}} 1
-process_start_time_seconds {started}
+cognate_server_info{{version="1",worker="0"}} 1
+process_start_time_seconds{{worker="0"}} {started}
+process_start_time_seconds{{worker="1"}} 100
 cognate_calls_total{{method="Encode",code="OK",worker="0"}} {calls}
 cognate_calls_total{{method="Encode",code="OK",worker="1"}} {calls}
-cognate_query_cache_hits_total {hits}
-cognate_query_cache_misses_total 10
+cognate_query_cache_hits_total{{worker="0"}} {hits}
+cognate_query_cache_misses_total{{worker="0"}} 10
 """
 
 
@@ -152,10 +153,11 @@ def test_rates_are_of_the_interval_and_workers_add_up() -> None:
     assert seen.cache_hit_rate == 1
 
 
-def test_a_server_started_anew_has_counted_since_then() -> None:
+def test_a_worker_started_anew_has_counted_since_then() -> None:
     before = reading(PUBLISHED.format(started=100, calls=50, hits=0), 10.0)
-    seen = view(before, reading(PUBLISHED.format(started=200, calls=4, hits=30), 12.0))
-    assert seen.methods["Encode"].calls_per_second == 4
+    seen = view(before, reading(PUBLISHED.format(started=200, calls=60, hits=30), 12.0))
+    # 60 of the one, 10 of the other.
+    assert seen.methods["Encode"].calls_per_second == 35
     assert seen.cache_hit_rate == 0.75
 
 
