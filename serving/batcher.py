@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -135,7 +135,12 @@ class Batcher:
     """
 
     def __init__(
-        self, encoder: Encoder, *, max_batch_tokens: int | None = None, max_queue_tokens: int | None = None
+        self,
+        encoder: Encoder,
+        *,
+        max_batch_tokens: int | None = None,
+        max_queue_tokens: int | None = None,
+        on_batch: Callable[[Sequence[Share], float], None] | None = None,
     ) -> None:
         """Make a batcher, and run the model once, so that the first call need not wait for its start.
 
@@ -143,11 +148,13 @@ class Batcher:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches.
+            on_batch: Called with each batch that the model ran, and the seconds it took.
         """
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
         self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
         self.max_length = encoder.max_length
         self._encoder = encoder
+        self._on_batch = on_batch
         self._queue = TextQueue(
             max_queue_tokens=self.max_queue_tokens,
             max_batch_tokens=self.max_batch_tokens,
@@ -165,6 +172,11 @@ class Batcher:
         self._recent_tokens: float
         self._recent_seconds: float
         self._recent_tokens, self._recent_seconds = self._warm_up()
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._queue.tokens
 
     async def encode(
         self,
@@ -316,6 +328,8 @@ class Batcher:
             self._start()
 
     def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
+        if self._on_batch:
+            self._on_batch(batch, seconds)
         start = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]

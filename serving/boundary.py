@@ -1,4 +1,4 @@
-"""What lies around every call: it is counted, refused while the server stops, and always ends in a status."""
+"""What lies around every call: it is observed, refused while the server stops, and ends in a status."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
+from serving.observing import Observe, ObservedCall, Unobserved
 from serving.refusal import Refusal
 
 OURS = "/cognate.v1."
@@ -27,14 +28,16 @@ class Boundary(grpc.aio.ServerInterceptor):
     messages: what is over is refused before it is read into a message.
     """
 
-    def __init__(self, *, max_calls: int, max_streams: int, max_bytes: int) -> None:
+    def __init__(self, observe: Observe, *, max_calls: int, max_streams: int, max_bytes: int) -> None:
         """Make a boundary, on the server's event loop.
 
         Args:
+            observe: Begins each call.
             max_calls: Calls under way, streams included.
             max_streams: Streams under way.
             max_bytes: Of the requests and answers under way. A call alone may have more.
         """
+        self._observe = observe
         self._max_calls = max_calls
         self._max_streams = max_streams
         self._max_bytes = max_bytes
@@ -58,18 +61,16 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         async def serve(raw: bytes, context: Any) -> bytes:
             try:
-                held = self._enter(context, len(raw))
-                answer: bytes = handler.response_serializer(
-                    await handler.unary_unary(_parsed(handler, method, raw), context)
-                )
-                self._hold(held, len(answer))
+                with self._observe(method, context) as call:
+                    answer = await self._answer(handler, method, raw, context, call)
             except Exception as error:
                 answer = await _abort(context, method, error)
             return answer
 
         async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
             try:
-                await self._serve_stream(handler, method, raws, context)
+                with self._observe(method, context) as call:
+                    await self._answer_stream(handler, method, raws, context, call)
             except Exception as error:
                 await _abort(context, method, error)
 
@@ -96,8 +97,25 @@ class Boundary(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    async def _serve_stream(
-        self, handler: Any, method: str, raws: AsyncIterator[bytes], context: Any
+    async def _answer(
+        self, handler: Any, method: str, raw: bytes, context: Any, call: ObservedCall | Unobserved
+    ) -> bytes:
+        held = self._enter(context, len(raw))
+        request = _parsed(handler, method, raw)
+        call.received(request)
+        response = await handler.unary_unary(request, context)
+        call.answered(response)
+        answer: bytes = handler.response_serializer(response)
+        self._hold(held, len(answer))
+        return answer
+
+    async def _answer_stream(
+        self,
+        handler: Any,
+        method: str,
+        raws: AsyncIterator[bytes],
+        context: Any,
+        call: ObservedCall | Unobserved,
     ) -> None:
         if self._streams >= self._max_streams:
             raise refusal.too_many_calls("streams")
@@ -108,10 +126,13 @@ class Boundary(grpc.aio.ServerInterceptor):
             while (raw := await self._next(raws)) is not None:
                 self._hold(held, len(raw))
                 sizes.append(len(raw))
-                yield _parsed(handler, method, raw)
+                message = _parsed(handler, method, raw)
+                call.received(message.request)
+                yield message
 
         async with aclosing(handler.stream_stream(requests(), context)) as responses:
             async for response in responses:
+                call.answered(response.response)
                 answer = handler.response_serializer(response)
                 self._hold(held, len(answer))
                 # Returns once gRPC has taken it, which is once the client reads.

@@ -14,6 +14,7 @@ from typing import Self
 
 import grpc
 import grpc.aio
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -36,9 +37,14 @@ from serving.embedding_service import EmbeddingService
 from serving.index_service import IndexService
 from serving.index_watch import IndexWatch
 from serving.indexes import IndexRegistry
+from serving.logs import CallLog, logging_to_standard_error
+from serving.metrics import CacheCounts, Metrics
+from serving.metrics_port import MetricsPort
+from serving.observing import Observer, observing
 from serving.search_service import SearchService
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
+from serving.tracing import spans_to
 
 SERVICES = tuple(
     service.full_name
@@ -58,6 +64,8 @@ class Server:
         address: HOST:PORT that it listens on, once started.
         port: The port of it; the one that was found where the settings say 0.
         indexes: What is searched, once started.
+        metrics_port: That metrics are published on, once started; None where they are not.
+        metrics: What is measured, for what else can be watched; None where nothing is.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -65,6 +73,8 @@ class Server:
         self.address = ""
         self.port = 0
         self.indexes: IndexRegistry
+        self.metrics_port: int | None = None
+        self.metrics = None if settings.metrics_port is None else Metrics()
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -89,6 +99,7 @@ class Server:
                 encoder,
                 max_batch_tokens=settings.max_batch_tokens,
                 max_queue_tokens=settings.max_queue_tokens,
+                on_batch=self.metrics.batch_ran if self.metrics else None,
             )
             stack.callback(batcher.close)
             shared = SharedEncoder(batcher, settings.cache_bytes)
@@ -96,6 +107,7 @@ class Server:
             search = SearchService(shared, indexes, model=model, settings=settings)
             stack.callback(search.close)
             boundary = Boundary(
+                observing(self._observers(stack)),
                 max_calls=settings.max_calls,
                 max_streams=settings.max_streams,
                 max_bytes=settings.max_inflight_bytes,
@@ -109,6 +121,7 @@ class Server:
                     ("grpc.max_receive_message_length", settings.max_message_bytes),
                     # Else a second server would take half the calls of the first, and none would know.
                     ("grpc.so_reuseport", 0),
+                    ("grpc.enable_channelz", int(settings.channelz)),
                 ],
             )
             embedding = EmbeddingService(shared, model, settings)
@@ -120,9 +133,21 @@ class Server:
             answers_health = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(answers_health, server)
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            if settings.channelz:
+                channelz.add_channelz_servicer(server)
+                names = (*names, channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
             reflection.enable_server_reflection(names, server)
             self.port = _listen(server, settings.host, settings.port)
             self.address = _address(settings.host, self.port)
+            if self.metrics and settings.metrics_port is not None:
+                self.metrics.watch_server(encoder)
+                self.metrics.watch_queue(batcher)
+                self.metrics.watch_indexes(indexes.indexes)
+                cache = shared.cache
+                self.metrics.watch_cache("query", lambda: CacheCounts(cache.hits, cache.misses, cache.size))
+                published = MetricsPort(self.metrics.registry, settings.metrics_host, settings.metrics_port)
+                stack.callback(published.close)
+                self.metrics_port = published.port
             for name in ("", *SERVICES):
                 await answers_health.set(name, health_pb2.HealthCheckResponse.SERVING)
             stack.push_async_callback(server.stop, None)
@@ -146,6 +171,18 @@ class Server:
         """Stop."""
         await self.stop()
 
+    def _observers(self, stack: contextlib.AsyncExitStack) -> list[Observer]:
+        """Who is told of calls; the log last, when the trace's id is known."""
+        observers: list[Observer] = []
+        if self.metrics:
+            observers.append(self.metrics)
+        if spans := spans_to(os.environ):
+            stack.callback(spans.close)
+            observers.append(spans)
+        if self.settings.log_level == "debug" and self.settings.log_sample:
+            observers.append(CallLog(sample=self.settings.log_sample, texts=self.settings.log_texts))
+        return observers
+
     async def _drain(self, boundary: Boundary, answers_health: health.aio.HealthServicer) -> None:
         await answers_health.enter_graceful_shutdown()
         if not await boundary.drain(self.settings.grace_seconds):
@@ -157,6 +194,8 @@ class Server:
 def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. In the main thread; a second signal ends at once.
 
+    While it runs, the process's log goes to standard error, as the settings say.
+
     Args:
         settings: What to serve.
         on_ready: Called once calls are taken.
@@ -164,7 +203,9 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) ->
     Raises:
         CognateError: As ``Server.start``.
     """
-    asyncio.run(_run(settings, on_ready))
+    with logging_to_standard_error(settings.log_format, settings.log_level):
+        asyncio.run(_run(settings, on_ready))
+        _log.info("stopped")
 
 
 async def _run(settings: Settings, on_ready: Callable[[Server], None] | None) -> None:

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from cognate.errors import CognateError
+from serving.logs import LogFormat, LogLevel
 
 DEFAULT_INDEX = "default"
 """The name of an index that is given none, and the one that a search without a name takes."""
@@ -59,6 +60,15 @@ class Settings(BaseSettings):
         cache_bytes: Of the vectors of queries that are kept for who asks again; 0 keeps none.
         grace_seconds: How long calls that are under way may take once the server is told to stop. The
             default is less than the 30 seconds after which Kubernetes kills.
+        metrics_port: For Prometheus, ``cognate top`` and the like, over HTTP; 0 takes any that is free.
+            None: metrics are neither kept nor published.
+        metrics_host: The address of that port, whatever ``host`` is: metrics tell the names of indexes.
+        log_format: Of the log, on standard error: "text" for people, "json" for programs, an object a line.
+        log_level: From which level on there is a log; "debug" has a line for each call.
+        log_sample: The share of calls that have a line, 0 to 1.
+        log_texts: Whether those lines tell what was asked. The texts of callers may be secret.
+        channelz: Whether gRPC's own state (connections, streams, bytes) can be asked for on the port, by the
+            standard service ``grpc.channelz.v1``. It tells callers the addresses of others.
     """
 
     model_config = SettingsConfigDict(
@@ -87,6 +97,13 @@ class Settings(BaseSettings):
     max_inflight_bytes: int = pydantic.Field(default=256 * 1024 * 1024, ge=1024, le=2**40)
     cache_bytes: int = pydantic.Field(default=32 * 1024 * 1024, ge=0, le=2**40)
     grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
+    metrics_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    metrics_host: str = pydantic.Field(default="127.0.0.1", min_length=1)
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    log_sample: float = pydantic.Field(default=1.0, ge=0, le=1)
+    log_texts: bool = False
+    channelz: bool = False
 
     @classmethod
     def load(cls, **flags: Any) -> Self:

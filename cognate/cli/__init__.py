@@ -25,6 +25,7 @@ from cognate.cli import (
     index,
     search,
     serve,
+    top,
     train,
 )
 from cognate.cli.terminal import fail
@@ -47,6 +48,7 @@ app.add_typer(bundle.app, name="bundle")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(index.app, name="index")
 app.command("serve")(serve.serve)
+app.command("top")(top.top)
 app.command("health")(health.health)
 app.command("encode")(encode.encode)
 app.command("search")(search.search)

@@ -1,11 +1,14 @@
 """``cognate serve``."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cognate.cli.terminal import needs, note, print_json
+from cognate.cli.terminal import needs, print_json
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -68,6 +71,31 @@ def serve(
     grace_seconds: Annotated[
         float | None, typer.Option(help="Time for calls under way when told to stop. [default: 20]")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port for Prometheus and cognate top; 0 takes a free one. [default: none]"
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address of the metrics port. [default: 127.0.0.1]")
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Of the log, on standard error. [default: text]")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="debug has a line for each call. [default: info]"),
+    ] = None,
+    log_sample: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of calls that have a line. [default: 1]")
+    ] = None,
+    log_texts: Annotated[
+        bool | None, typer.Option("--log-texts", help="Tell texts in those lines. [default: no]")
+    ] = None,
+    channelz: Annotated[
+        bool | None, typer.Option("--channelz", help="Answer grpc.channelz.v1, for debugging. [default: no]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings by name.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings that hold, as JSON, and exit.")
@@ -103,6 +131,13 @@ def serve(
         max_inflight_bytes=max_inflight_bytes,
         cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        log_format=log_format,
+        log_level=log_level,
+        log_sample=log_sample,
+        log_texts=log_texts,
+        channelz=channelz,
         config=config,
     )
     if print_config:
@@ -111,7 +146,8 @@ def serve(
 
     def on_ready(server: serving.Server) -> None:
         names = ", ".join(server.indexes.names()) or "none, so that it only encodes"
-        note(f"serving on {server.address} (indexes: {names}); Ctrl-C stops it")
+        _log.info("serving on %s (indexes: %s); Ctrl-C stops it", server.address, names)
+        if server.metrics_port is not None:
+            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
 
     serving.run(settings, on_ready)
-    note("stopped")

@@ -18,6 +18,7 @@ COMMANDS = [
     ("export",),
     ("evaluate",),
     ("serve",),
+    ("top",),
     ("health",),
     ("encode",),
     ("search",),
