@@ -6,8 +6,9 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,6 +71,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
+Metadata = tuple[tuple[str, str], ...]
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _POSITION = re.compile(r"^(texts|queries)\[(\d+)\]")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -124,21 +126,35 @@ class Client:
         timeout: Seconds that a call may take, where it is not told otherwise.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+    ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
             target: HOST:PORT, or HOST for port 50051, or an address as gRPC names them, such as
                 ``unix:/run/cognate.sock`` or ``dns:///cognate:50051``.
             timeout: Seconds that a call may take.
+            api_key: What the server knows the caller by. Without TLS, all on the way can read it.
+            tls: Use TLS, as with the two that follow, and trust the roots that gRPC comes with.
+            ca: PEM file of the roots to trust in their place.
+            certificate: PEM file of the client's certificate and its private key, for a server that asks.
 
         Raises:
-            CognateError: The target is no address, or the timeout no positive number.
+            CognateError: The target is no address, the timeout no positive number, the key cannot be sent,
+                or a file cannot be read.
         """
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
-        self._channel = grpc.insecure_channel(self.target, _CHANNEL_OPTIONS)
-        self._methods = _Methods(self._channel)
+        self._channel = _open_channel(grpc, self.target, _credentials(tls, ca, certificate))
+        self._methods = _Methods(self._channel, _key_metadata(api_key))
         self._limits: Limits | None = None
 
     def __enter__(self) -> Self:
@@ -370,10 +386,21 @@ class AsyncClient:
         timeout: Seconds that a call may take, where it is not told otherwise.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+    ) -> None:
         """Prepare a client; nothing is sent yet. Arguments and errors as ``Client``."""
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
+        self._credentials = _credentials(tls, ca, certificate)
+        self._key_metadata = _key_metadata(api_key)
         # Made at the first call: a channel of grpc.aio binds to the event loop it is made in.
         self._channel: grpc.aio.Channel | None = None
         self._connected: _Methods | None = None
@@ -509,8 +536,8 @@ class AsyncClient:
     @property
     def _methods(self) -> "_Methods":
         if self._connected is None:
-            self._channel = grpc.aio.insecure_channel(self.target, _CHANNEL_OPTIONS)
-            self._connected = _Methods(self._channel)
+            self._channel = _open_channel(grpc.aio, self.target, self._credentials)
+            self._connected = _Methods(self._channel, self._key_metadata)
         return self._connected
 
     async def _get_limits(self, timeout: float | None) -> Limits:
@@ -527,7 +554,7 @@ class AsyncClient:
 class _Methods:
     """What a channel can call, whether it is of grpc or of grpc.aio."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, metadata: Metadata = ()) -> None:
         self.encode: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode  # type: ignore[no-untyped-call]
         self.search: Any = search_pb2_grpc.SearchServiceStub(channel).Search  # type: ignore[no-untyped-call]
         self.list_indexes: Any = index_pb2_grpc.IndexServiceStub(channel).ListIndexes  # type: ignore[no-untyped-call]
@@ -537,6 +564,56 @@ class _Methods:
         health = (wrappers_pb2.StringValue.SerializeToString, wrappers_pb2.Int32Value.FromString)
         self.check: Any = channel.unary_unary("/grpc.health.v1.Health/Check", *health)
         self.watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", *health)
+        if metadata:
+            for name, method in list(vars(self).items()):
+                setattr(self, name, _with_metadata(method, metadata))
+
+
+def _with_metadata(method: Any, always: Metadata) -> Callable[..., Any]:
+    # Not call credentials: gRPC has none without TLS, and asks for them in a thread before every call.
+    def call(request: Any, *, metadata: Metadata = (), **options: Any) -> Any:
+        return method(request, metadata=(*always, *metadata), **options)
+
+    return call
+
+
+def _key_metadata(api_key: str | None) -> Metadata:
+    if api_key is None:
+        return ()
+    if not re.fullmatch(r"[!-~]+", api_key):
+        # Not shown: it is a secret, if a wrong one.
+        raise CognateError("the API key is empty or has other than visible ASCII characters; give it as made")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
+def _credentials(
+    tls: bool, ca: str | Path | None, certificate: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """What to connect with; None without TLS."""
+    if not (tls or ca or certificate):
+        return None
+    roots = _read_pem(ca, "CERTIFICATE") if ca else None
+    own = _read_pem(certificate, "CERTIFICATE", "PRIVATE KEY") if certificate else None
+    return grpc.ssl_channel_credentials(roots, private_key=own, certificate_chain=own)
+
+
+def _read_pem(file: str | Path, *kinds: str) -> bytes:
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise CognateError(f"{file} cannot be read: {error.strerror}; give a PEM file") from None
+    for kind in kinds:
+        # gRPC ends the process, or fails at every call, where there is none.
+        if not re.search(rf"-----BEGIN [A-Z ]*{kind}-----".encode(), content):
+            raise CognateError(f"{file} has no {kind.lower()} in it; give a PEM file with one")
+    return content
+
+
+def _open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
+    """A channel of grpc or of grpc.aio."""
+    if credentials is None:
+        return module.insecure_channel(target, _CHANNEL_OPTIONS)
+    return module.secure_channel(target, credentials, _CHANNEL_OPTIONS)
 
 
 def _check_target(target: str) -> str:

@@ -10,6 +10,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
+from serving.access import Access, right_for
 from serving.refusal import Refusal
 
 OURS = "/cognate.v1."
@@ -24,7 +25,16 @@ class Boundary(grpc.aio.ServerInterceptor):
     status of ours too, where gRPC would say UNKNOWN.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None, *, no_administration: str = "") -> None:
+        """Make a boundary.
+
+        Args:
+            access: Who may call what. None: anybody anything.
+            no_administration: Why methods that need the right "admin" are refused here; empty where they
+                are not.
+        """
+        self._access = access or Access()
+        self._no_administration = no_administration
         self._stopping = False
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -40,7 +50,6 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OURS):
             return handler
-        name = f"{method.rpartition('/')[2]}Request"
 
         async def serve(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             # Not until the answer is sent is the call over.
@@ -48,7 +57,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._idle.clear()
             context.add_done_callback(self._ended)  # type: ignore[arg-type]
             try:
-                return await self._answer(handler, name, raw, context)
+                return await self._answer(handler, method, raw, context)
             except Refusal as why:
                 status = why.status()
             except Exception:
@@ -77,14 +86,19 @@ class Boundary(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    async def _answer(self, handler: Any, name: str, raw: bytes, context: Any) -> bytes:
+    async def _answer(self, handler: Any, method: str, raw: bytes, context: Any) -> bytes:
         if self._stopping:
             raise refusal.stopping()
+        caller = self._access.admit(method, context.invocation_metadata() or ())
+        if self._no_administration and right_for(method) == "admin":
+            raise refusal.not_permitted(self._no_administration)
         try:
             request = handler.request_deserializer(raw)
         except DecodeError:
-            raise refusal.bad_message(name) from None
-        response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
+            raise refusal.bad_message(f"{method.rpartition('/')[2]}Request") from None
+        caller.check(method, request)
+        answer = caller.visible(await handler.unary_unary(request, context))
+        response: bytes = handler.response_serializer(answer)
         return response
 
     def _ended(self, ctx: object) -> None:

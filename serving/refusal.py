@@ -87,14 +87,38 @@ def queue_full(retry_seconds: float) -> Refusal:
     Args:
         retry_seconds: After which there may be room.
     """
-    seconds = min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-    delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(seconds * 1000))
+    seconds = _bounded(retry_seconds)
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "QUEUE_FULL",
         f"too many texts are waiting to be encoded; try again in {seconds:.2f} s",
-        [error_details_pb2.RetryInfo(retry_delay=delay)],
+        [_retry_info(seconds)],
+    )
+
+
+def bad_key(sentence: str) -> Refusal:
+    """A call without a key, or with one that is not known."""
+    return Refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_KEY", sentence)
+
+
+def not_permitted(sentence: str) -> Refusal:
+    """A call that its key, or the port it came to, does not allow."""
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", sentence)
+
+
+def rate_limited(name: str, retry_seconds: float) -> Refusal:
+    """A key asks for more than its limit.
+
+    Args:
+        name: The key's.
+        retry_seconds: After which this call would be within it.
+    """
+    seconds = _bounded(retry_seconds)
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+        f"the key {name!r} is over its limit; try again in {seconds:.2f} s",
+        [_retry_info(seconds)],
     )
 
 
@@ -126,3 +150,13 @@ def encoding_failed() -> Refusal:
 def unexpected() -> Refusal:
     """A fault of the server's own."""
     return Refusal(grpc.StatusCode.INTERNAL, "INTERNAL", "the server failed on this call; its log says why")
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)

@@ -49,6 +49,13 @@ class Settings(BaseSettings):
         max_queue_tokens: Tokens waiting, over which calls are refused. None: 128 full batches.
         grace_seconds: How long calls that are under way may take once the server is told to stop. The
             default is less than the 30 seconds after which Kubernetes kills.
+        tls_certificate: PEM, the server's certificate and those between it and the root. None: no TLS.
+        tls_key: PEM, its private key.
+        tls_client_ca: PEM, the roots that a client's certificate must come from. None: clients need none.
+        keys: A file of API keys, as ``serving.keys`` has it. None: whoever reaches the port may call.
+        admin_port: Where the methods that change indexes are, and nowhere else. None: on ``port``.
+        workers: Processes that share the port, each with a model of its own. ``threads``, the queue and the
+            limits of keys are each worker's.
     """
 
     model_config = SettingsConfigDict(
@@ -69,6 +76,12 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = pydantic.Field(default=None, ge=1, le=16 * 1024 * 1024)
     max_queue_tokens: int | None = pydantic.Field(default=None, ge=1, le=2**31 - 1)
     grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    keys: Path | None = None
+    admin_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    workers: int = pydantic.Field(default=1, ge=1, le=256)
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -113,6 +126,20 @@ class Settings(BaseSettings):
                 _check_name(str(name))
         return value
 
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; give both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(f"port and admin_port are both {self.port}; give each its own")
+        if self.admin_port is not None and self.workers > 1:
+            raise ValueError(
+                "admin_port needs one worker, since a change of the indexes would reach one of several only"
+            )
+        return self
+
 
 def _toml_source(settings_cls: type[BaseSettings], file: Path) -> TomlConfigSettingsSource:
     try:
@@ -152,6 +179,8 @@ def _sentence(error: Any, settings: type[Settings]) -> str:
         return f"no {name} was given; give --{name}, COGNATE_{name.upper()}, or {name} in the TOML file"
     if error["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; the settings are {', '.join(settings.model_fields)}"
+    if error["type"] == "value_error" and not name:
+        return str(error["ctx"]["error"])
     if error["type"] == "value_error":
         return f"the setting {name} is wrong: {error['ctx']['error']}"
     message = error["msg"].replace("Input should be", "it must be", 1)

@@ -23,6 +23,7 @@ from cognate.cli import (
     health,
     import_,
     index,
+    keys,
     search,
     serve,
     train,
@@ -47,6 +48,7 @@ app.add_typer(bundle.app, name="bundle")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(index.app, name="index")
 app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("health")(health.health)
 app.command("encode")(encode.encode)
 app.command("search")(search.search)

@@ -41,12 +41,30 @@ def serve(
     grace_seconds: Annotated[
         float | None, typer.Option(help="Time for calls under way when told to stop. [default: 20]")
     ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate; listens with TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of roots; clients must show a certificate from one.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys, of which each call must have one.")
+    ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the calls that change indexes, alone.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the port. [default: 1]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings by name.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings that hold, as JSON, and exit.")
     ] = False,
 ) -> None:
     """Answer Encode and Search over gRPC until SIGTERM or Ctrl-C, then finish what is under way.
+
+    SIGHUP reads the keys and the certificate again.
 
     Each setting comes from its flag, else from the environment (COGNATE_PORT, …), else from the TOML file.
 
@@ -68,15 +86,32 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
         grace_seconds=grace_seconds,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        keys=keys,
+        admin_port=admin_port,
+        workers=workers,
         config=config,
     )
     if print_config:
         print_json(settings.model_dump(mode="json"))
         return
 
-    def on_ready(server: serving.Server) -> None:
-        names = ", ".join(settings.indexes) or "none, so that it only encodes"
-        note(f"serving on {server.address} (indexes: {names}); Ctrl-C stops it")
+    if danger := serving.exposure(settings):
+        note(f"warning: {danger}")
+    names = ", ".join(settings.indexes) or "none, so that it only encodes"
 
-    serving.run(settings, on_ready)
+    def on_ready(server: serving.Server) -> None:
+        note(f"serving on {server.address} (indexes: {names}); Ctrl-C stops it")
+        if server.admin_port is not None:
+            note(f"administration on port {server.admin_port}")
+
+    def all_ready(address: str) -> None:
+        note(f"serving on {address} with {settings.workers} workers (indexes: {names}); Ctrl-C stops it")
+
+    if settings.workers > 1:
+        serving.run_workers(settings, all_ready)
+    else:
+        serving.run(settings, on_ready)
     note("stopped")
