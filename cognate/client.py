@@ -74,6 +74,8 @@ _CHANNEL_OPTIONS = [
 Metadata = tuple[tuple[str, str], ...]
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _POSITION = re.compile(r"^(texts|queries)\[(\d+)\]")
+_CLOSED = re.compile(r"failed to connect.*Socket closed")
+_TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -675,6 +677,14 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
     elif reason is not None:
         # Cognate's own sentence; one without a reason is gRPC's, or a proxy's.
         sentence = f"{target}: {said}"
+    elif code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
+        why = _TLS_REASON.search(said)
+        sentence = (
+            f"TLS with {target} failed ({why[1].lower().replace('_', ' ') if why else said}); check that the "
+            "server speaks TLS, and which roots to trust"
+        )
+    elif code is grpc.StatusCode.UNAVAILABLE and _CLOSED.fullmatch(said):
+        sentence = f"{target} closed the connection; does it ask for TLS, or for a certificate?"
     elif code is grpc.StatusCode.UNAVAILABLE:
         # gRPC nests causes: the last one is the one that tells.
         cause = said.rsplit(": ", 1)[-1].rstrip(" ]")
