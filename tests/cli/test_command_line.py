@@ -18,6 +18,7 @@ COMMANDS = [
     ("export",),
     ("evaluate",),
     ("serve",),
+    ("keys", "new"),
     ("health",),
     ("encode",),
     ("search",),

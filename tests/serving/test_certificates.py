@@ -1,6 +1,5 @@
 """TLS: who is trusted, what is refused, and certificates that are renewed while the server runs."""
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -14,7 +13,6 @@ import pytest
 from cognate import AsyncClient, Client
 from cognate.client import RequestError
 from cognate.errors import CognateError
-from cognate.records import Hit
 from serving.certificates import Certificates
 from tests.certificates import DAY, NOW, Authority, in_one_file
 from tests.serving.servers import Running
@@ -29,7 +27,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @contextlib.contextmanager
 def client(running: Running, **options: object) -> Iterator[Client]:
-    with Client(f"localhost:{running.server.port}", timeout=20, **options) as made:
+    with Client(running.server.address, timeout=20, **options) as made:
         yield made
 
 
@@ -52,17 +50,6 @@ def test_clients_that_trust_the_authority_are_answered(serve: Serve, authority: 
     with client(running, ca=authority.file) as trusting:
         assert trusting.is_ready()
         assert len(trusting.search("door", top_k=2)) == 2
-
-
-def test_the_async_client_does_so_too(serve: Serve, authority: Authority) -> None:
-    certificate, key = authority.issue("server")
-    running = serve(tls_certificate=certificate, tls_key=key)
-
-    async def search() -> list[Hit]:
-        async with AsyncClient(f"localhost:{running.server.port}", ca=authority.file) as trusting:
-            return await trusting.search("door", top_k=2)
-
-    assert len(asyncio.run(search())) == 2
 
 
 def test_clients_that_trust_others_or_use_no_tls_are_not(

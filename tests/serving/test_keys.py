@@ -63,7 +63,10 @@ def test_an_entry_does_not_tell_the_key() -> None:
         ('[[keys]]\nname = "a"\nrights = ["search"]', "keys.0.sha256: field required"),
         (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrights = []', "keys.0.rights: frozenset should have"),
         (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrights = ["root"]', "keys.0.rights.0: input should be"),
-        (f'[[keys]]\nname = "a b"\nsha256 = "{HASH}"\nrights = ["search"]', "keys.0.name: string should match"),
+        (
+            f'[[keys]]\nname = "a b"\nsha256 = "{HASH}"\nrights = ["search"]',
+            "keys.0.name: string should match",
+        ),
         (
             f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrights = ["search"]\nindex = ["a"]',
             "there is no keys.0.index; a key has name, sha256, rights",
