@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,6 +77,8 @@ _CHANNEL_OPTIONS = [
 ]
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _POSITION = re.compile(r"^(texts|queries)\[(\d+)\]")
+_CLOSED = re.compile(r"failed to connect.*Socket closed")
+_TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -139,6 +142,9 @@ class Client:
         tenant: str | None = None,
         priority: Priority | None = None,
         api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -152,18 +158,20 @@ class Client:
             tenant: For whom the calls are; a server shares its time fairly between tenants.
             priority: What a busy server serves first: "interactive" calls before "bulk" ones. None: bulk
                 for ``encode_stream``, and interactive for the others.
-            api_key: What the server knows the caller by. Sent as it is: use it where the connection is
-                encrypted, or does not leave the machine.
+            api_key: What the server knows the caller by. Without TLS, all on the way can read it.
+            tls: Use TLS, as with the two that follow, and trust the roots that gRPC comes with.
+            ca: PEM file of the roots to trust in their place.
+            certificate: PEM file of the client's certificate and its private key, for a server that asks.
 
         Raises:
-            CognateError: The target is no address, a time no positive number, or the tenant, the priority
-                or the key cannot be sent.
+            CognateError: The target is no address, a time no positive number, the tenant, the priority or
+                the key cannot be sent, or a file cannot be read.
         """
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
         self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
         self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
-        self._channel = _open_channel(grpc, self.target)
+        self._channel = _open_channel(grpc, self.target, _credentials(tls, ca, certificate))
         self._methods = _Methods(self._channel)
         self._beginner = ThreadPoolExecutor(1, thread_name_prefix="cognate-client")
         self._limits: Limits | None = None
@@ -599,12 +607,16 @@ class AsyncClient:
         tenant: str | None = None,
         priority: Priority | None = None,
         api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet. Arguments and errors as ``Client``."""
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
         self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
         self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
+        self._credentials = _credentials(tls, ca, certificate)
         # Made at the first call: a channel of grpc.aio binds to the event loop it is made in.
         self._channel: grpc.aio.Channel | None = None
         self._connected: _Methods | None = None
@@ -804,7 +816,7 @@ class AsyncClient:
     @property
     def _methods(self) -> "_Methods":
         if self._connected is None:
-            self._channel = _open_channel(grpc.aio, self.target)
+            self._channel = _open_channel(grpc.aio, self.target, self._credentials)
             self._connected = _Methods(self._channel)
         return self._connected
 
@@ -868,11 +880,6 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-def _open_channel(module: Any, target: str) -> Any:
-    """Make the channel of a client: ``module`` is ``grpc`` or ``grpc.aio``."""
-    return module.insecure_channel(target, _CHANNEL_OPTIONS)
-
-
 def _metadata(
     tenant: str | None, priority: str | None, api_key: str | None
 ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
@@ -899,6 +906,36 @@ class _Methods:
         health = (wrappers_pb2.StringValue.SerializeToString, wrappers_pb2.Int32Value.FromString)
         self.check: Any = channel.unary_unary("/grpc.health.v1.Health/Check", *health)
         self.watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", *health)
+
+
+def _credentials(
+    tls: bool, ca: str | Path | None, certificate: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """What to connect with; None without TLS."""
+    if not (tls or ca or certificate):
+        return None
+    roots = _read_pem(ca, "CERTIFICATE") if ca else None
+    own = _read_pem(certificate, "CERTIFICATE", "PRIVATE KEY") if certificate else None
+    return grpc.ssl_channel_credentials(roots, private_key=own, certificate_chain=own)
+
+
+def _read_pem(file: str | Path, *kinds: str) -> bytes:
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise CognateError(f"{file} cannot be read: {error.strerror}; give a PEM file") from None
+    for kind in kinds:
+        # gRPC ends the process, or fails at every call, where there is none.
+        if not re.search(rf"-----BEGIN [A-Z ]*{kind}-----".encode(), content):
+            raise CognateError(f"{file} has no {kind.lower()} in it; give a PEM file with one")
+    return content
+
+
+def _open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
+    """A channel of grpc or of grpc.aio."""
+    if credentials is None:
+        return module.insecure_channel(target, _CHANNEL_OPTIONS)
+    return module.secure_channel(target, credentials, _CHANNEL_OPTIONS)
 
 
 def _check_target(target: str) -> str:
@@ -965,6 +1002,14 @@ def _request_error(
     elif reason is not None:
         # Cognate's own sentence; one without a reason is gRPC's, or a proxy's.
         sentence = f"{target}: {said}"
+    elif code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
+        why = _TLS_REASON.search(said)
+        sentence = (
+            f"TLS with {target} failed ({why[1].lower().replace('_', ' ') if why else said}); check that the "
+            "server speaks TLS, and which roots to trust"
+        )
+    elif code is grpc.StatusCode.UNAVAILABLE and _CLOSED.fullmatch(said):
+        sentence = f"{target} closed the connection; does it ask for TLS, or for a certificate?"
     elif code is grpc.StatusCode.UNAVAILABLE:
         # gRPC nests causes: the last one is the one that tells.
         cause = said.rsplit(": ", 1)[-1].rstrip(" ]")

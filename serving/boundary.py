@@ -12,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
+from serving.access import Access, Caller, right_for
 from serving.observing import Observe, ObservedCall, Unobserved
 from serving.refusal import Refusal
 
@@ -28,16 +29,30 @@ class Boundary(grpc.aio.ServerInterceptor):
     messages: what is over is refused before it is read into a message.
     """
 
-    def __init__(self, observe: Observe, *, max_calls: int, max_streams: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        observe: Observe,
+        access: Access,
+        *,
+        max_calls: int,
+        max_streams: int,
+        max_bytes: int,
+        no_administration: str = "",
+    ) -> None:
         """Make a boundary, on the server's event loop.
 
         Args:
             observe: Begins each call.
+            access: Who may call what.
             max_calls: Calls under way, streams included.
             max_streams: Streams under way.
             max_bytes: Of the requests and answers under way. A call alone may have more.
+            no_administration: Why methods that need the right "admin" are refused here; empty where they
+                are not.
         """
         self._observe = observe
+        self._access = access
+        self._no_administration = no_administration
         self._max_calls = max_calls
         self._max_streams = max_streams
         self._max_bytes = max_bytes
@@ -101,9 +116,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         self, handler: Any, method: str, raw: bytes, context: Any, call: ObservedCall | Unobserved
     ) -> bytes:
         held = self._enter(context, len(raw))
+        caller = self._admit(method, context)
         request = _parsed(handler, method, raw)
         call.received(request)
-        response = await handler.unary_unary(request, context)
+        caller.check(method, request)
+        response = caller.visible(await handler.unary_unary(request, context))
         call.answered(response)
         answer: bytes = handler.response_serializer(response)
         self._hold(held, len(answer))
@@ -120,6 +137,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if self._streams >= self._max_streams:
             raise refusal.too_many_calls("streams")
         held = self._enter(context, 0, streams=1)
+        caller = self._admit(method, context)
         sizes: deque[int] = deque()
 
         async def requests() -> AsyncIterator[Any]:
@@ -128,6 +146,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 sizes.append(len(raw))
                 message = _parsed(handler, method, raw)
                 call.received(message.request)
+                caller.check(method, message.request)
                 yield message
 
         async with aclosing(handler.stream_stream(requests(), context)) as responses:
@@ -150,6 +169,13 @@ class Boundary(grpc.aio.ServerInterceptor):
             return reading.result()
         finally:
             reading.cancel()
+
+    def _admit(self, method: str, context: Any) -> Caller:
+        """Find out who calls, and whether he may, before his request is read."""
+        caller = self._access.admit(method, context.invocation_metadata() or ())
+        if self._no_administration and right_for(method) == "admin":
+            raise refusal.not_permitted(self._no_administration)
+        return caller
 
     def _enter(self, context: Any, size: int, *, streams: int = 0) -> list[int]:
         """Count a call until its end, which is when its answer is sent, or refuse it.

@@ -119,15 +119,6 @@ def index_refused(why: CognateError) -> Refusal:
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, reason, str(why))
 
 
-def administration_off() -> Refusal:
-    """A change that the server lets nobody make."""
-    return Refusal(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "ADMIN_OFF",
-        "this server lets nobody change its indexes; start it with --admin to let whoever reaches its port",
-    )
-
-
 def queue_full(retry_seconds: float) -> Refusal:
     """More texts wait than the server takes.
 
@@ -157,6 +148,26 @@ def too_many_calls(what: str) -> Refusal:
         what: There are too many of.
     """
     return _overload("TOO_MANY_CALLS", f"this server has too many {what} under way", CALLS_RETRY_SECONDS)
+
+
+def bad_key(sentence: str) -> Refusal:
+    """A call without a key, or with one that is not known."""
+    return Refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_KEY", sentence)
+
+
+def not_permitted(sentence: str) -> Refusal:
+    """A call that its key, or the port it came to, does not allow."""
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", sentence)
+
+
+def rate_limited(name: str, retry_seconds: float) -> Refusal:
+    """A key asks for more than its limit.
+
+    Args:
+        name: The key's.
+        retry_seconds: After which this call would be within it.
+    """
+    return _overload("RATE_LIMITED", f"the key {name!r} is over its limit", retry_seconds)
 
 
 def _overload(reason: str, why: str, retry_seconds: float) -> Refusal:

@@ -69,6 +69,13 @@ class Settings(BaseSettings):
         log_texts: Whether those lines tell what was asked. The texts of callers may be secret.
         channelz: Whether gRPC's own state (connections, streams, bytes) can be asked for on the port, by the
             standard service ``grpc.channelz.v1``. It tells callers the addresses of others.
+        tls_certificate: PEM, the server's certificate and those between it and the root. None: no TLS.
+        tls_key: PEM, its private key.
+        tls_client_ca: PEM, the roots that a client's certificate must come from. None: clients need none.
+        keys: A file of API keys, as ``serving.keys`` has it. None: whoever reaches the port may call.
+        admin_port: Where the methods that change indexes are, and nowhere else. None: on ``port``.
+        workers: Processes that share the port, each with a model of its own. ``threads``, the queue and the
+            limits of keys are each worker's.
     """
 
     model_config = SettingsConfigDict(
@@ -104,6 +111,12 @@ class Settings(BaseSettings):
     log_sample: float = pydantic.Field(default=1.0, ge=0, le=1)
     log_texts: bool = False
     channelz: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    keys: Path | None = None
+    admin_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    workers: int = pydantic.Field(default=1, ge=1, le=256)
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -153,6 +166,20 @@ class Settings(BaseSettings):
     def _parse_roots(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; give both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(f"port and admin_port are both {self.port}; give each its own")
+        if self.admin_port is not None and self.workers > 1:
+            raise ValueError(
+                "admin_port needs one worker, since a change of the indexes would reach one of several only"
+            )
+        return self
+
 
 def is_index_name(name: str) -> bool:
     """Whether an index may be named so: up to 64 letters, digits, dots, dashes and underscores."""
@@ -197,6 +224,8 @@ def _sentence(error: Any, settings: type[Settings]) -> str:
         return f"no {name} was given; give --{name}, COGNATE_{name.upper()}, or {name} in the TOML file"
     if error["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; the settings are {', '.join(settings.model_fields)}"
+    if error["type"] == "value_error" and not name:
+        return str(error["ctx"]["error"])
     if error["type"] == "value_error":
         return f"the setting {name} is wrong: {error['ctx']['error']}"
     message = error["msg"].replace("Input should be", "it must be", 1)

@@ -23,6 +23,7 @@ from cognate.cli import (
     health,
     import_,
     index,
+    keys,
     search,
     serve,
     top,
@@ -49,6 +50,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(index.app, name="index")
 app.command("serve")(serve.serve)
 app.command("top")(top.top)
+app.add_typer(keys.app, name="keys")
 app.command("health")(health.health)
 app.command("encode")(encode.encode)
 app.command("search")(search.search)

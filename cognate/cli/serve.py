@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cognate.cli.terminal import needs, print_json
+from cognate.cli.terminal import needs, note, print_json
 
 _log = logging.getLogger(__name__)
 
@@ -96,12 +96,30 @@ def serve(
     channelz: Annotated[
         bool | None, typer.Option("--channelz", help="Answer grpc.channelz.v1, for debugging. [default: no]")
     ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate; listens with TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of roots; clients must show a certificate from one.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys, of which each call must have one.")
+    ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the calls that change indexes, alone.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the port. [default: 1]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings by name.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings that hold, as JSON, and exit.")
     ] = False,
 ) -> None:
     """Answer Encode and Search over gRPC until SIGTERM or Ctrl-C, then finish what is under way.
+
+    SIGHUP reads the keys and the certificate again.
 
     Each setting comes from its flag, else from the environment (COGNATE_PORT, …), else from the TOML file.
 
@@ -138,6 +156,12 @@ def serve(
         log_sample=log_sample,
         log_texts=log_texts,
         channelz=channelz,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        keys=keys,
+        admin_port=admin_port,
+        workers=workers,
         config=config,
     )
     if print_config:
@@ -147,7 +171,19 @@ def serve(
     def on_ready(server: serving.Server) -> None:
         names = ", ".join(server.indexes.names()) or "none, so that it only encodes"
         _log.info("serving on %s (indexes: %s); Ctrl-C stops it", server.address, names)
+        if server.admin_port is not None:
+            _log.info("administration on port %d", server.admin_port)
         if server.metrics_port is not None:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
 
-    serving.run(settings, on_ready)
+    def all_ready(address: str, metrics_port: int | None) -> None:
+        _log.info("serving on %s with %d workers; Ctrl-C stops it", address, settings.workers)
+        if metrics_port is not None:
+            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, metrics_port)
+
+    if danger := serving.exposure(settings):
+        note(f"warning: {danger}")
+    if settings.workers > 1:
+        serving.run_workers(settings, all_ready)
+    else:
+        serving.run(settings, on_ready)

@@ -19,6 +19,7 @@ COMMANDS = [
     ("evaluate",),
     ("serve",),
     ("top",),
+    ("keys", "new"),
     ("health",),
     ("encode",),
     ("search",),

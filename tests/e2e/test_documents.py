@@ -14,7 +14,14 @@ from tests.conftest import SAMPLE
 from tests.e2e.test_demo import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "docs/tune.md", "docs/index.md", "docs/serve.md", "docs/operate.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/tune.md",
+    "docs/index.md",
+    "docs/serve.md",
+    "docs/secure.md",
+    "docs/operate.md",
+]
 
 
 def commands(document: str) -> list[str]:
