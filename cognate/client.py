@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cognate import wire
 from cognate.bundle import InputType
 from cognate.errors import CognateError
-from cognate.records import Hit
+from cognate.records import Accuracy, Hit
 from cognate.v1 import (
     embedding_pb2_grpc,
     index_pb2,
@@ -199,6 +199,7 @@ class Client:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[Hit]:
         """Find the records whose meaning is nearest to a query.
@@ -212,6 +213,8 @@ class Client:
             allow_truncation: Whether a text longer than the model takes is cut; else it is refused.
             include_text: Whether hits come with their text.
             include_attributes: Whether hits come with their attributes.
+            accuracy: "exact" compares with every record, "balanced" has the recall that the index was built
+                for, "fast" may find fewer of the nearest. A flat index is exact in any case.
             timeout: Seconds that the call may take. None: the client's.
 
         Returns:
@@ -230,6 +233,7 @@ class Client:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
             timeout=timeout,
         )
         return hits
@@ -245,6 +249,7 @@ class Client:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """Search with many queries.
@@ -259,6 +264,7 @@ class Client:
             allow_truncation: Whether a text longer than the model takes is cut.
             include_text: Whether hits come with their text.
             include_attributes: Whether hits come with their attributes.
+            accuracy: How sure to be of the nearest.
             timeout: Seconds that each call may take. None: the client's.
 
         Returns:
@@ -277,6 +283,7 @@ class Client:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
         )
         parts = wire.split(request, self._get_limits(timeout))
         answers = [self._call(self._methods.search, part, timeout, first) for first, part in parts]
@@ -422,6 +429,7 @@ class AsyncClient:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[Hit]:
         """As ``Client.search``."""
@@ -434,6 +442,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
             timeout=timeout,
         )
         return hits
@@ -449,6 +458,7 @@ class AsyncClient:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """As ``Client.search_many``."""
@@ -461,6 +471,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
         )
         parts = wire.split(request, await self._get_limits(timeout))
         answers = [await self._call(self._methods.search, part, timeout, first) for first, part in parts]
