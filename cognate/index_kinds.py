@@ -56,6 +56,9 @@ PQ_CODES = 256
 CHUNK = 65536
 """Vectors that are added at a time."""
 
+EF_SEARCHES = (16, 32, 64, 128, 256, 512, 1024)
+"""Candidates to keep while a graph is walked, to try."""
+
 RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 16, 64)}
 """Candidates for each hit to try, by the precision that they were found with."""
 
@@ -164,7 +167,8 @@ class Layout:
                 )
             # A byte for four numbers, or for as many as divide the dimension.
             codes = next(codes for codes in range(max(1, dimension // 4), 0, -1) if dimension % codes == 0)
-            return f"IVF{lists},PQ{codes}"
+            # np: without the codes for comparing by bits, which nothing here does and which take minutes.
+            return f"IVF{lists},PQ{codes}np"
         return None if self.storage == "fp32" else _CODES[self.storage]
 
 
@@ -199,6 +203,11 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
         graph.hnsw.efConstruction = EF_CONSTRUCTION
     inverted = faiss.try_extract_index_ivf(index)
     lists = inverted.nlist if inverted else 0
+    if inverted:
+        # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
+        inverted.cp.min_points_per_centroid = 1
+        if isinstance(inverted, faiss.IndexIVFPQ):
+            inverted.pq.cp.min_points_per_centroid = 1
     try:
         if not index.is_trained:
             wanted = min(len(vectors), max(MIN_TRAIN, TRAIN_PER_LIST * lists))
@@ -215,7 +224,7 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
 
 def write_approximate(index: faiss.Index, path: Path) -> None:
     """Write an index; a graph over full vectors without them, for they are in a file of their own."""
-    faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE if _borrows(index) else 0)
+    _faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE if _borrows(index) else 0)
 
 
 class Approximate:
@@ -232,7 +241,7 @@ class Approximate:
             index: As ``build_approximate`` gave it, or FAISS read what ``write_approximate`` wrote.
             flat: The full vectors, in the same order.
         """
-        self._index = faiss.downcast_index(index)
+        self._index: Any = faiss.downcast_index(index)
         # FAISS only points at them.
         self._kept = (index, flat)
         if _borrows(index):
@@ -269,9 +278,7 @@ class Approximate:
                 probes = sorted({min(lists, 2**power) for power in range(lists.bit_length() + 1)})
                 yield [SearchParameters(nprobe=nprobe, rerank=rerank) for nprobe in probes]
             elif isinstance(self._index, faiss.IndexHNSW):
-                yield [
-                    SearchParameters(ef_search=ef, rerank=rerank) for ef in (16, 32, 64, 128, 256, 512, 1024)
-                ]
+                yield [SearchParameters(ef_search=ef, rerank=rerank) for ef in EF_SEARCHES]
             else:
                 yield [SearchParameters(rerank=rerank)]
 

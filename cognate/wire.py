@@ -99,7 +99,7 @@ class IndexDescription:
 
     Attributes:
         name: What ``search`` takes.
-        kind: How it is searched: "flat" is exact.
+        kind: How it is searched: "flat" compares with every vector, other kinds with some.
         count: Number of records.
         dimension: Components of a vector.
         metric: "cosine".

@@ -26,7 +26,7 @@ LAYOUTS = {
     "ivf_pq": Layout("ivf_pq"),
     "flat fp16": Layout("flat", "fp16"),
     "flat int8": Layout("flat", "int8"),
-    "factory": Layout(factory="OPQ8,IVF16,PQ8x4"),
+    "factory": Layout(factory="RR32,IVF16,PQ8x4fs"),
 }
 
 
@@ -94,12 +94,11 @@ def test_the_manifest_has_what_was_measured_for_each_choice(built: Path) -> None
 
 def test_low_precision_takes_less_than_the_full_vectors(tmp_path: Path, bundle: Bundle) -> None:
     sizes = {}
-    for name in ("flat int8", "flat fp16", "ivf_pq"):
+    for name in ("flat int8", "flat fp16"):
         point = build(tmp_path / name, LAYOUTS[name], bundle, VECTORS_OF_RECORDS).tradeoff[-1]
         sizes[name] = point.bytes_per_record / (4 * DIMENSION)
     assert sizes["flat int8"] < 0.3
     assert sizes["flat fp16"] < 0.6
-    assert sizes["ivf_pq"] < 0.5
 
 
 def test_a_graph_over_full_vectors_does_not_hold_them_twice(tmp_path: Path, bundle: Bundle) -> None:
@@ -180,7 +179,7 @@ def test_auto_keeps_small_ones_flat_and_gives_large_ones_a_graph_or_codes(
     monkeypatch.setattr(index_kinds, "_memory", lambda: 16 * 2**30)
     assert auto.resolve(1_000_000, 384).kind == "hnsw"
     assert auto.resolve(100_000_000, 384).kind == "ivf_pq"
-    assert auto.resolve(100_000_000, 384).factory_string(100_000_000, 384) == "IVF40000,PQ96"
+    assert auto.resolve(100_000_000, 384).factory_string(100_000_000, 384) == "IVF40000,PQ96np"
 
 
 def test_auto_stays_exact_where_nothing_reaches_the_recall(
@@ -189,9 +188,10 @@ def test_auto_stays_exact_where_nothing_reaches_the_recall(
     monkeypatch.setattr(index_kinds, "FLAT_BYTES", 1000)
     found = build(tmp_path / "found", Layout("auto"), bundle, VECTORS_OF_RECORDS)
     assert (found.kind, found.parameters) == ("hnsw", {"factory": "HNSW32,Flat"})
-    # Codes of a byte, of vectors that have nothing in common, without enough reranking to make up for it.
-    monkeypatch.setattr(index_kinds, "_memory", lambda: 0)
-    monkeypatch.setattr(index_kinds, "RERANKS", {"codes": (1,)})
+    # Too few links to reach every vector.
+    monkeypatch.setattr(index_kinds, "LINKS", 2)
+    monkeypatch.setattr(index_kinds, "EF_CONSTRUCTION", 2)
+    monkeypatch.setattr(index_kinds, "EF_SEARCHES", (16,))
     missed = build(tmp_path / "missed", Layout("auto", recall=1), bundle, VECTORS_OF_RECORDS)
     assert (missed.kind, missed.recall_at_10, missed.search) == ("flat", 1, {})
     assert len(missed.tradeoff) > 1
