@@ -241,7 +241,7 @@ class Approximate:
             index: As ``build_approximate`` gave it, or FAISS read what ``write_approximate`` wrote.
             flat: The full vectors, in the same order.
         """
-        self._index: Any = faiss.downcast_index(index)
+        self._index = _faiss.downcast_index(index)
         # FAISS only points at them.
         self._kept = (index, flat)
         if _borrows(index):
