@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from cognate.errors import CognateError, RecordError
 
@@ -35,6 +35,9 @@ EMPTY_TEXT = "the text is empty"
 
 Attributes = Mapping[str, Any]
 Row = tuple[int, Mapping[str, object]]
+
+Accuracy = Literal["fast", "balanced", "exact"]
+"""How sure a search is to find the nearest records."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
