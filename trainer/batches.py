@@ -83,6 +83,10 @@ class ClassBalancedBatchSampler(DefaultBatchSampler):
             self._drawn = epoch, list(drawn)
         return self._drawn[1]
 
+    def batch(self, number: int) -> list[int]:
+        """The positions of one batch of this epoch, the first being 0."""
+        return self._batches()[number]
+
     def __iter__(self) -> Iterator[list[int]]:
         """Give the batches of this epoch."""
         return iter(self._batches())

@@ -16,6 +16,10 @@ MICRO_BATCH = 16
 """Texts that go through the model together. Sorted by length, they need little padding."""
 
 
+class NotFiniteError(CognateError):
+    """A loss, or its gradients, that is infinite or no number."""
+
+
 class MetricLoss(nn.Module):
     """Embeds a batch, mines it, and gives its loss.
 
@@ -44,16 +48,13 @@ class MetricLoss(nn.Module):
             A scalar.
 
         Raises:
-            CognateError: It is not finite.
+            NotFiniteError: It is not finite.
         """
         embeddings = self.embed(features[0])
         mined = None if self.miner is None else self.miner(embeddings, labels)
         loss: Tensor = self.loss(embeddings, labels, mined)
         if not torch.isfinite(loss):
-            raise CognateError(
-                "the loss is not finite, so training was stopped; try a smaller --learning-rate, or look for "
-                "damaged texts with cognate data check"
-            )
+            raise NotFiniteError("the loss is not finite")
         return loss
 
     def embed(self, features: Mapping[str, Tensor]) -> Tensor:

@@ -30,6 +30,9 @@ class TrainingOptions(pydantic.BaseModel):
             et al., "Robust fine-tuning of zero-shot models", 2022.
         seed: Decides the batches and the dropout.
         k: Hits that the evaluations look at.
+        checkpoint_epochs: A run's training state is saved after every so many epochs, and after the last.
+        checkpoint_steps: And after every so many steps. None: not.
+        checkpoints_kept: How many training states of a run are kept, the newest.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,9 @@ class TrainingOptions(pydantic.BaseModel):
     pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
     k: int = pydantic.Field(20, ge=1, le=10_000)
+    checkpoint_epochs: int = pydantic.Field(1, ge=1)
+    checkpoint_steps: int | None = pydantic.Field(None, ge=1)
+    checkpoints_kept: int = pydantic.Field(2, ge=1)
 
     @pydantic.model_validator(mode="after")
     def _two_labels_fit(self) -> "TrainingOptions":

@@ -23,6 +23,7 @@ from cognate.cli import (
     health,
     import_,
     index,
+    runs,
     search,
     serve,
     train,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("runs")(runs.runs)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bundle.app, name="bundle")

@@ -1,0 +1,51 @@
+"""What is trained on and evaluated with, read and checked before any model is loaded."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from cognate.errors import CognateError
+from cognate.evaluation import read_queries_and_index
+from cognate.records import Record, read_records
+from trainer.job import Job
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run reads.
+
+    Attributes:
+        records: What it is trained on; each has another of its label.
+        dropped: How many had none, and were left out.
+        searched: The queries and the records they are searched in; None where nothing is evaluated.
+    """
+
+    records: list[Record]
+    dropped: int
+    searched: tuple[list[Record], list[Record]] | None
+
+    @property
+    def labels(self) -> int:
+        """How many labels the records have."""
+        return len({record.label for record in self.records})
+
+
+def read_data(job: Job) -> TrainingData:
+    """Read all that a job names.
+
+    Raises:
+        CognateError: A file cannot be read, or cannot be trained on.
+    """
+    records = [record for path in job.train_data for record in read_records(path, require_label=True)]
+    sizes = Counter(record.label for record in records)
+    kept = [record for record in records if sizes[record.label] > 1]
+    labels = len({record.label for record in kept})
+    if labels < 2:
+        source = " and ".join(job.train_data)
+        raise CognateError(
+            f"{source} has {len(sizes)} labels, {labels} of them with two records or more; training needs at "
+            "least two such labels, to tell what belongs together from what does not"
+        )
+    searched = None
+    if job.queries is not None and job.index is not None:
+        searched = read_queries_and_index(job.queries, job.index)
+    return TrainingData(kept, len(records) - len(kept), searched)
