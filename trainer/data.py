@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from cognate.errors import CognateError
 from cognate.evaluation import read_queries_and_index
 from cognate.records import Record, read_records
@@ -46,6 +48,28 @@ def read_data(job: Job) -> TrainingData:
             "least two such labels, to tell what belongs together from what does not"
         )
     searched = None
+    if share := job.options.val_split:
+        if job.queries is not None:
+            raise CognateError("val_split makes what queries and index give; leave out one of the two")
+        kept, apart = _split(kept, share, job.options.seed)
+        searched = apart, apart
     if job.queries is not None and job.index is not None:
         searched = read_queries_and_index(job.queries, job.index)
     return TrainingData(kept, len(records) - len(kept), searched)
+
+
+def _split(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Leave out the records of a share of the labels, one at least, and tell both apart."""
+    labels = list(dict.fromkeys(record.label for record in records))
+    count = max(1, round(len(labels) * share))
+    if len(labels) - count < 2:
+        raise CognateError(
+            f"val_split leaves {len(labels) - count} of {len(labels)} labels to train on, and two are "
+            "needed; make it smaller"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(labels))[:count]
+    apart = {labels[number] for number in drawn}
+    return (
+        [record for record in records if record.label not in apart],
+        [record for record in records if record.label in apart],
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +18,14 @@ from cognate.errors import CognateError
 from cognate.evaluation import Evaluation, evaluate
 from cognate.records import Record
 from cognate.runs import CHECKPOINT, CHECKPOINTS, LOG, RunFolder, get_run
-from trainer.averaging import PretrainedAverage
+from trainer.averaging import WeightAverage
 from trainer.data import TrainingData, read_data
 from trainer.encoder import load_encoder
 from trainer.evaluations import load_evaluation, save_evaluation
 from trainer.job import Job, make_job
+from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
+from trainer.shaping import merge_low_rank, shape
 from trainer.starting import new_run, resumable_job
 from trainer.steps import Progress, Session, train
 from trainer.training_state import TrainingStates, load_state
@@ -45,11 +48,13 @@ class Run:
         checkpoint: The folder of the checkpoint.
         evaluations: Before training and after each epoch; empty where no queries and index were given.
         seconds: How long it took; of a resumed run, since it was resumed.
+        epoch: The epoch whose weights the checkpoint has.
     """
 
     checkpoint: Path
     evaluations: list[Evaluation]
     seconds: float
+    epoch: int
 
 
 OnProgress = Callable[[Progress], None]
@@ -189,6 +194,7 @@ class _Fitting:
         """Train, and publish the checkpoint."""
         started = time.monotonic()
         settings = self.job.options
+        check_optimization(settings)
         set_seed(settings.seed)
         self.encoder = load_encoder(self.job.model)
         log.info("%s, %d records of %d labels", self.job.model, len(self.data.records), self.data.labels)
@@ -200,22 +206,33 @@ class _Fitting:
             self._restore(None if resumed is None else resumed[1]["position"])
         if resumed is None:
             self._evaluate()
-        self.average = PretrainedAverage(self.encoder.model, settings.pretrained_weight)
-        train(
-            self.encoder.model,
-            self.data.records,
-            settings,
-            Session(
-                on_progress=self._tell_progress,
-                on_epoch=self._evaluate_average,
-                stop_asked=self.folder.stop_asked if self.folder else lambda: False,
-                states=states,
-                resumed=resumed,
-            ),
+        shape(self.encoder.model, settings)
+        average = WeightAverage(
+            self.encoder.model, pretrained_weight=settings.pretrained_weight, ema=settings.ema
         )
-        self.average.apply()
+        with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
+            self.epoch = train(
+                self.encoder.model,
+                self.data.records,
+                settings,
+                Session(
+                    on_progress=self._tell_progress,
+                    on_epoch=self._evaluate,
+                    average=average,
+                    scratch=states.folder if states else Path(scratch),
+                    stop_asked=self.folder.stop_asked if self.folder else lambda: False,
+                    states=states,
+                    resumed=resumed,
+                ),
+            )
+        merge_low_rank(self.encoder.model)
         self._publish(started)
-        return Run(checkpoint=self.out, evaluations=self.evaluations, seconds=time.monotonic() - started)
+        return Run(
+            checkpoint=self.out,
+            evaluations=self.evaluations,
+            seconds=time.monotonic() - started,
+            epoch=self.epoch,
+        )
 
     def _publish(self, started: float) -> None:
         with publishing(self.out, CheckpointManifest.KIND, force=self.job.force) as partial:
@@ -241,6 +258,7 @@ class _Fitting:
             "labels": self.data.labels,
             "records_dropped_as_alone_in_their_label": self.data.dropped,
             "options": job.options.model_dump(),
+            "epoch": self.epoch,
             "evaluations": [{"epoch": n, **e.as_json()} for n, e in enumerate(self.evaluations)],
             "losses": [asdict(progress) for progress in self.losses],
             "device": str(self.encoder.model.device),
@@ -257,13 +275,9 @@ class _Fitting:
         if self.on_progress:
             self.on_progress(progress)
 
-    def _evaluate_average(self) -> None:
-        with self.average.applied():
-            self._evaluate()
-
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> dict[str, float]:
         if self.data.searched is None:
-            return
+            return {}
         evaluation = evaluate(self.encoder, *self.data.searched, k=self.job.options.k)
         epoch = len(self.evaluations)
         self.evaluations.append(evaluation)
@@ -277,6 +291,7 @@ class _Fitting:
             )
         if self.on_evaluation:
             self.on_evaluation(epoch, evaluation)
+        return evaluation.metrics
 
     def _evaluation_file(self, epoch: int) -> Path:
         assert self.folder is not None  # noqa: S101

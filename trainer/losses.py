@@ -1,8 +1,9 @@
 """A pytorch-metric-learning loss and miner over a batch, as sentence-transformers' trainer calls them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from pytorch_metric_learning import distances, losses, miners
@@ -28,11 +29,46 @@ class MetricLoss(nn.Module):
     """
 
     def __init__(
-        self, model: SentenceTransformer, loss: nn.Module, miner: nn.Module | None, *, bf16: bool = False
+        self,
+        model: SentenceTransformer,
+        loss: nn.Module,
+        miner: nn.Module | None,
+        *,
+        bf16: bool = False,
+        dimensions: Sequence[int] = (),
+        memory: int = 0,
     ) -> None:
-        """Take a model, a pytorch-metric-learning loss and, or not, a miner; bf16 is the model's alone."""
+        """Take a model, a pytorch-metric-learning loss and, or not, a miner.
+
+        Args:
+            model: What embeds.
+            loss: Over embeddings.
+            miner: Of what the loss looks at.
+            bf16: Whether the model, and only it, computes in bf16.
+            dimensions: Numbers of first components that the loss is the mean over; none: all components.
+            memory: Embeddings of batches before that are mined as well.
+
+        Raises:
+            CognateError: This loss takes no memory, or no dimensions.
+        """
         super().__init__()
         self.bf16 = bf16
+        self.mined = 0
+        if miner is not None:
+            miner.register_forward_hook(self._count)
+        if dimensions and any(True for _ in loss.parameters()):
+            raise CognateError(f"{type(loss).__name__} has weights of one size, so leave out matryoshka")
+        self.dimensions = dimensions
+        if memory:
+            supported = losses.CrossBatchMemory.supported_losses()
+            if type(loss).__name__ not in supported:
+                raise CognateError(
+                    f"{type(loss).__name__} takes no memory; those that do are {', '.join(supported)}"
+                )
+            size = model.get_embedding_dimension() or 0
+            # It mines by itself, over the memory.
+            loss = losses.CrossBatchMemory(loss, size, memory_size=memory, miner=miner)
+            miner = None
         self.model = model
         self.loss = loss
         self.miner = miner
@@ -51,11 +87,33 @@ class MetricLoss(nn.Module):
             NotFiniteError: It is not finite.
         """
         embeddings = self.embed(features[0])
-        mined = None if self.miner is None else self.miner(embeddings, labels)
-        loss: Tensor = self.loss(embeddings, labels, mined)
+        sizes = self.dimensions or [embeddings.shape[1]]
+        loss = torch.stack([self._loss(embeddings[:, :size], labels) for size in sizes]).mean()
         if not torch.isfinite(loss):
             raise NotFiniteError("the loss is not finite")
         return loss
+
+    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        mined = None if self.miner is None else self.miner(embeddings, labels)
+        loss: Tensor = self.loss(embeddings, labels, mined)
+        return loss
+
+    def _count(self, miner: nn.Module, given: object, mined: tuple[Tensor, ...]) -> None:
+        self.mined += max(len(part) for part in mined)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The place in the memory, which pytorch-metric-learning leaves out of the weights."""
+        memory = self.loss
+        return (
+            {"queue_idx": memory.queue_idx, "has_been_filled": memory.has_been_filled}
+            if isinstance(memory, losses.CrossBatchMemory)
+            else {}
+        )
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take that place up again."""
+        for name, value in state.items():
+            setattr(self.loss, name, value)
 
     def embed(self, features: Mapping[str, Tensor]) -> Tensor:
         """Embed a batch: float, shape (texts, dimension), in the order of the batch."""

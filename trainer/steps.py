@@ -1,5 +1,6 @@
 """The steps of training: sentence-transformers' trainer, watched, saved on the way and gone on with."""
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,10 +19,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from cognate.errors import CognateError
 from cognate.records import Record
 from cognate.runs import RunStoppedError
+from trainer.averaging import WeightAverage
 from trainer.batches import ClassBalancedBatchSampler
 from trainer.losses import MetricLoss, NotFiniteError, make_loss, make_miner
+from trainer.monitoring import Monitor
+from trainer.optimization import make_optimizer
 from trainer.options import TrainingOptions
 from trainer.training_state import TrainingStates, random_state, set_random_state
+
+log = logging.getLogger("trainer")
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,18 @@ class Session:
 
     Attributes:
         on_progress: Called after each step.
-        on_epoch: Called after each epoch.
+        on_epoch: Called after each epoch, with the average in place of the weights; gives its metrics.
+        average: Of the weights.
+        scratch: A folder for the weights of the best epoch.
         stop_asked: Whether to stop after this step.
         states: Where training states are saved; None: nowhere.
         resumed: The training state to go on from, its folder and what is in it; None: from the beginning.
     """
 
     on_progress: Callable[[Progress], None]
-    on_epoch: Callable[[], None]
+    on_epoch: Callable[[], dict[str, float]]
+    average: WeightAverage
+    scratch: Path
     stop_asked: Callable[[], bool]
     states: TrainingStates | None = None
     resumed: tuple[Path, dict[str, Any]] | None = None
@@ -61,8 +72,11 @@ class Session:
 
 def train(
     model: SentenceTransformer, records: Sequence[Record], settings: TrainingOptions, session: Session
-) -> None:
+) -> int:
     """Train the model in place.
+
+    Returns:
+        The epoch whose weights it has at the end.
 
     Raises:
         CognateError: The loss is not finite, or a training state cannot be saved.
@@ -80,6 +94,8 @@ def train(
         ),
         make_miner(settings.miner, settings.miner_options),
         bf16=settings.precision == "bf16",
+        dimensions=settings.matryoshka,
+        memory=settings.memory,
     ).to(model.device)
     max_length = model.max_seq_length
     if settings.max_length is not None:
@@ -90,7 +106,7 @@ def train(
         records_per_label=settings.records_per_label,
         seed=settings.seed,
     )
-    watcher = _Watcher(settings, session)
+    watcher = _Watcher(settings, session, loss)
     with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -98,6 +114,12 @@ def train(
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             warmup_ratio=settings.warmup_ratio,
+            warmup_steps=settings.warmup_steps or 0,
+            lr_scheduler_type=settings.scheduler,
+            lr_scheduler_kwargs=settings.scheduler_options,
+            gradient_accumulation_steps=settings.gradient_accumulation,
+            max_grad_norm=settings.max_gradient_norm,
+            prompts=(settings.prompts or {}).get("passage"),
             seed=settings.seed,
             save_strategy="no",
             report_to="none",
@@ -112,10 +134,12 @@ def train(
             train_dataset=Dataset.from_dict({"text": [record.text for record in records], "label": labels}),
             loss=loss,
             callbacks=[watcher],
-            optimizers=(_optimizer(settings, [*model.parameters(), *loss.loss.parameters()]), None),
+            optimizers=(make_optimizer(settings, model, loss.loss.parameters()), None),
         )
         # It prints the loss on standard output, which is for results.
         trainer.remove_callback(PrinterCallback)
+        # Else the losses of batches that make one step would be added up, not averaged.
+        trainer.model_accepts_loss_kwargs = False
         trainer.watcher = watcher
         trainer.states = session.states
         trainer.resumed = session.resumed[1] if session.resumed else None
@@ -135,16 +159,21 @@ def train(
             f"the run was asked to stop, and did after step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}; cognate train --resume goes on with it"
         )
+    best = watcher.monitor.best_epoch
+    if settings.keep_best and best is not None:
+        model.load_state_dict(load_file(_best(session.scratch, best)))
+        return best
+    session.average.apply()
+    return watcher.epochs
+
+
+def _best(scratch: Path, epoch: int) -> Path:
+    return scratch / f"best-{epoch}.safetensors"
 
 
 def _left(states: TrainingStates | None) -> str:
     last = states.last() if states else None
     return f" and the state of {last.name} kept" if last else ""
-
-
-def _optimizer(settings: TrainingOptions, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=settings.learning_rate, fused=True)
 
 
 class _NoModelCard(TrainerCallback):
@@ -183,13 +212,16 @@ class _Trainer(SentenceTransformerTrainer):
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
                 "random": random_state(),
+                "average": self.watcher.session.average.state_dict(),
             },
             {TRAINER_STATE_NAME: _as_json(self.state)},
         )
+        self.watcher.forget_others()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:
         assert self.resumed is not None  # noqa: S101
         self.loss.load_state_dict(self.resumed["loss"])  # type: ignore[attr-defined]
+        self.watcher.session.average.load_state_dict(self.resumed["average"])
         self.watcher.take_up(self.resumed["position"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -229,7 +261,10 @@ class _Watcher(TrainerCallback):
         stopping: Whether it was asked to stop, and does.
     """
 
-    def __init__(self, settings: TrainingOptions, session: Session) -> None:
+    def __init__(self, settings: TrainingOptions, session: Session, loss: MetricLoss) -> None:
+        self.loss = loss
+        self.monitor = Monitor(settings)
+        self.losses: list[float] = []
         self.settings = settings
         self.session = session
         self.epochs = 0
@@ -246,12 +281,23 @@ class _Watcher(TrainerCallback):
             "in_epoch": self.in_epoch,
             "batches": self.batches,
             "finished": self.finished,
+            "losses": self.losses,
+            "mined": self.loss.mined,
+            "monitor": self.monitor.state_dict(),
         }
 
     def take_up(self, position: dict[str, Any]) -> None:
         """Take up a saved position."""
         self.epochs, self.in_epoch = position["epochs"], position["in_epoch"]
         self.batches, self.finished = position["batches"], position["finished"]
+        self.losses, self.loss.mined = position["losses"], position["mined"]
+        self.monitor.load_state_dict(position["monitor"])
+
+    def forget_others(self) -> None:
+        """Remove the weights of epochs that were the best, and are not any more."""
+        for path in self.session.scratch.glob("best-*.safetensors"):
+            if path.name != f"best-{self.monitor.best_epoch}.safetensors":
+                path.unlink()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -265,6 +311,7 @@ class _Watcher(TrainerCallback):
             # Told before a state with spoilt weights is saved.
             self._undo_step(state)
             raise NotFiniteError("the gradients are not finite")
+        self.losses.append(loss)
         self.session.on_progress(
             Progress(state.global_step, state.max_steps, round(state.epoch or 0.0, 4), loss)
         )
@@ -283,6 +330,7 @@ class _Watcher(TrainerCallback):
     ) -> None:
         self.in_epoch += 1
         self.batches += 1
+        self.session.average.update()
         ends_epoch = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
         # Where an epoch has more batches than the first, the loop could not find its way back to the last.
         savable = self.in_epoch < math.ceil(state.max_steps / args.num_train_epochs)
@@ -301,12 +349,43 @@ class _Watcher(TrainerCallback):
             return
         self.epochs += 1
         self.in_epoch = self.batches = 0
-        self.session.on_epoch()
+        self._warn_of_nothing_mined()
+        with self.session.average.applied():
+            values = {**self.session.on_epoch(), "loss": sum(self.losses) / max(1, len(self.losses))}
+            better = self.settings.monitored and self.monitor.update(self.epochs, values)
+            if better and self.settings.keep_best:
+                self._save_best()
+        self.losses = []
+        if self.monitor.gives_up:
+            log.info("no better %s for %d epochs", self.settings.monitor, self.monitor.waited)
+            control.should_training_stop = True
         self.finished = self.epochs >= self.settings.epochs or control.should_training_stop
         if self.session.states and (self.finished or self.epochs % self.settings.checkpoint_epochs == 0):
             control.should_save = True
         if not self.finished and self.session.stop_asked():
             self._stop(control)
+
+    def _save_best(self) -> None:
+        path = _best(self.session.scratch, self.epochs)
+        try:
+            weights = {name: value.cpu().clone() for name, value in self.loss.model.state_dict().items()}
+            save_file(weights, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise CognateError(f"the best weights could not be written to {path}: {error}") from error
+        if self.session.states is None:
+            self.forget_others()
+
+    def _warn_of_nothing_mined(self) -> None:
+        if self.settings.miner != "none" and not self.loss.mined:
+            log.warning(
+                "the miner %s found nothing to learn from in epoch %d: labels may be told apart well enough "
+                "already, or batches be too small; try miner_options.type_of_triplets=all, a larger "
+                "batch_size, or another miner",
+                self.settings.miner,
+                self.epochs,
+            )
+        self.loss.mined = 0
 
     def _stop(self, control: TrainerControl) -> None:
         self.stopping = control.should_training_stop = True

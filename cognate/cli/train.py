@@ -65,7 +65,7 @@ def train(
         ),
     ] = 4,
     learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 2e-5,
-    optimizer: Annotated[Literal["adamw", "adam"], typer.Option(help="Which one.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="One of torch.optim, by class name.")] = "adamw",
     warmup_ratio: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the steps until the learning rate's peak.")
     ] = 0.1,
@@ -196,7 +196,9 @@ def train(
         )
         return
     if run.evaluations:
-        out.print(metrics_table({"before": run.evaluations[0].metrics, "after": run.evaluations[-1].metrics}))
+        out.print(
+            metrics_table({"before": run.evaluations[0].metrics, "after": run.evaluations[run.epoch].metrics})
+        )
     out.print(f"{run.checkpoint}: a checkpoint, after {run.seconds:.0f} s")
 
 

@@ -137,7 +137,7 @@ def test_queries_without_index_are_refused(data: Path, tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 0}, {"batch_size": 6, "records_per_label": 4}, {"optimizer": "sgd"}, {"lr": 1}]
+    "options", [{"epochs": 0}, {"batch_size": 6, "records_per_label": 4}, {"scheduler": "step"}, {"lr": 1}]
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], data: Path, tmp_path: Path) -> None:
     with pytest.raises(pydantic.ValidationError):
