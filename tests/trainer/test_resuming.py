@@ -15,6 +15,7 @@ from cognate.artifact import sha256_file
 from cognate.errors import CognateError
 from cognate.runs import RunStoppedError
 from trainer.starting import expected_job
+from trainer.training_state import TrainingStates, load_state
 
 OPTIONS = {"epochs": 3, "batch_size": 8, "records_per_label": 2, "learning_rate": 1e-3, "k": 5}
 
@@ -170,3 +171,32 @@ def test_a_run_that_finished_training_but_was_not_published_is(
     assert last
     assert get(data, "late").checkpoint == data / "out"
     check_same(data, "whole", "late")
+
+
+def test_a_loss_that_is_no_number_stops_says_where_and_keeps_the_last_good_state(
+    data: Path, tiny_model: Path
+) -> None:
+    with pytest.raises(
+        CognateError, match=r"not finite in step \d+, batch \d+ of epoch \d.*texts, the first '.*kept"
+    ):
+        # So large a rate that the weights overflow, some steps on.
+        fit(
+            data,
+            tiny_model,
+            "bad",
+            optimizer="sgd",
+            optimizer_options={"lr": 1e30},
+            max_gradient_norm=0,
+            scheduler="polynomial",
+            scheduler_options={"power": 1.0, "lr_end": 1e-9},
+            warmup_steps=0,
+            warmup_ratio=0.9,
+            checkpoint_steps=1,
+            batch_size=4,
+        )
+    run = get(data, "bad")
+    assert run.status().state == "failed"
+    assert "not finite in step" in (run.status().error or "")
+    assert "not finite in step" in run.logs()
+    state = load_state(TrainingStates(data / "runs/bad/checkpoints", 2).last())
+    assert all(value.isfinite().all() for value in state["loss"].values() if hasattr(value, "isfinite"))
