@@ -75,13 +75,16 @@ def fit(
     on_evaluation: OnEvaluation | None = None,
     **options: Any,
 ) -> Run:
-    """Fine-tune a model on labelled records so that records of one label come near to each other.
+    """Fine-tune a model so that what belongs together comes near to each other.
+
+    The data's columns say what it is: records (text, label); pairs (query and passage, or two texts that mean
+    the same), perhaps with a score; triplets.
 
     The same seed and data on the same machine give the same checkpoint.
 
     Args:
         model: ``minilm``, a checkpoint or model folder, or a Hugging Face id.
-        train_data: Records with labels: a file, or several.
+        train_data: A file, or several of one kind.
         out: The checkpoint's folder; may be left out where there is a run, in whose folder it then lies.
         run: A name, to keep a folder with the log, the metrics as they come, and what resuming needs.
         runs_dir: Where runs live: by default what COGNATE_RUNS says, else ``runs``.
@@ -197,7 +200,7 @@ class _Fitting:
         check_optimization(settings)
         set_seed(settings.seed)
         self.encoder = load_encoder(self.job.model)
-        log.info("%s, %d records of %d labels", self.job.model, len(self.data.records), self.data.labels)
+        log.info("%s, trained on %s", self.job.model, self.data.summary)
         states = resumed = None
         if self.folder is not None:
             states = TrainingStates(self.folder.folder / CHECKPOINTS, settings.checkpoints_kept)
@@ -213,7 +216,7 @@ class _Fitting:
         with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
             self.epoch = train(
                 self.encoder.model,
-                self.data.records,
+                self.data,
                 settings,
                 Session(
                     on_progress=self._tell_progress,
@@ -254,7 +257,8 @@ class _Fitting:
                 for name, path in given.items()
                 if path in job.sha256
             },
-            "records": len(self.data.records),
+            "kind": self.data.tuples.kind if self.data.tuples else "records",
+            "records": len(self.data.rows),
             "labels": self.data.labels,
             "records_dropped_as_alone_in_their_label": self.data.dropped,
             "options": job.options.model_dump(),

@@ -9,6 +9,7 @@ import pydantic
 from cognate.artifact import sha256_file
 from cognate.errors import CognateError
 from cognate.records import STDIN
+from trainer.kinds import LOSSES, Kind, detect_all
 from trainer.options import TrainingOptions
 
 
@@ -78,6 +79,9 @@ def make_job(
     given = [train_data] if isinstance(train_data, str | Path) else list(train_data)
     if not given:
         raise CognateError("there is nothing to train on; give at least one file")
+    columns = detect_all([str(path) for path in given])
+    if columns.kind != "records":
+        options = _for_tuples(options, columns.kind)
     job = Job(
         model=_absolute(model) if Path(model).is_dir() else model,
         train_data=[_absolute(path) for path in given],
@@ -90,6 +94,22 @@ def make_job(
     )
     job.sha256.update(digests(job))
     return job
+
+
+def _for_tuples(options: TrainingOptions, kind: Kind) -> TrainingOptions:
+    """The options, where there are no labels: a sentence-transformers loss, and nothing is mined."""
+    asked = options.model_fields_set
+    for name in ("val_split", "memory"):
+        if getattr(options, name):
+            raise CognateError(f"{name} needs labels, and the data has {kind}; leave it out")
+    if "miner" in asked and options.miner != "none":
+        raise CognateError(f"a miner needs labels, and the data has {kind}; leave it out")
+    changed: dict[str, object] = {"miner": "none", "miner_options": {}}
+    if "loss" not in asked:
+        changed["loss"] = LOSSES[kind]
+    if "loss_options" not in asked:
+        changed["loss_options"] = {}
+    return options.model_copy(update=changed)
 
 
 def digests(job: Job) -> dict[str, str]:

@@ -8,13 +8,28 @@ from typing import Any
 import torch
 from pytorch_metric_learning import distances, losses, miners
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses as tuple_losses
 from torch import Tensor, nn
 
 from cognate.errors import CognateError
+from trainer.kinds import Kind
 from trainer.options import Option
 
 MICRO_BATCH = 16
 """Texts that go through the model together. Sorted by length, they need little padding."""
+
+
+_RANKING = (
+    "MultipleNegativesRankingLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+)
+TUPLE_LOSSES: dict[Kind, tuple[str, ...]] = {
+    "pairs": _RANKING,
+    "scored pairs": ("CoSENTLoss", "AnglELoss", "CosineSimilarityLoss"),
+    "triplets": (*_RANKING[:2], "TripletLoss"),
+}
+"""The losses of sentence-transformers that fit each kind of data without labels."""
 
 
 class NotFiniteError(CognateError):
@@ -130,6 +145,84 @@ class MetricLoss(nn.Module):
             with torch.autocast(lengths.device.type, torch.bfloat16, enabled=self.bf16):
                 embeddings.append(self.model(micro)["sentence_embedding"].float())
         return torch.cat(embeddings)[torch.argsort(order)]
+
+
+class TupleLoss(nn.Module):
+    """A sentence-transformers loss over pairs, with or without a score, or triplets."""
+
+    mined = 0
+
+    def __init__(self, loss: nn.Module, *, bf16: bool = False) -> None:
+        """Take the loss, which has the model; bf16 is the model's alone."""
+        super().__init__()
+        self.loss = loss
+        self.bf16 = bf16
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The model."""
+        model = self.loss.model
+        assert isinstance(model, SentenceTransformer)  # noqa: S101 - All of these losses have it.
+        return model
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            features: One element for each text of a row: input_ids, attention_mask, …, shape (rows, tokens).
+            labels: The scores, float, shape (rows,); None where there are none.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            NotFiniteError: It is not finite.
+        """
+        device = features[0]["attention_mask"].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            loss: Tensor = self.loss(features, labels)
+        if not torch.isfinite(loss):
+            raise NotFiniteError("the loss is not finite")
+        return loss
+
+
+def make_tuple_loss(
+    name: str,
+    options: Mapping[str, Option],
+    kind: Kind,
+    model: SentenceTransformer,
+    dimensions: Sequence[int] = (),
+) -> nn.Module:
+    """Make a sentence-transformers loss for data without labels.
+
+    Args:
+        name: Its class name.
+        options: Its arguments.
+        kind: Of the data.
+        model: What embeds.
+        dimensions: Numbers of first components that it is summed over as well; none: all components.
+
+    Raises:
+        CognateError: It does not fit the data, or does not take these options.
+    """
+    fit = TUPLE_LOSSES[kind]
+    if name not in fit:
+        raise CognateError(f"there is no loss {name!r} for {kind}; those that exist are {', '.join(fit)}")
+    cls = getattr(tuple_losses, name)
+    wanted = {
+        key
+        for key, value in inspect.signature(cls).parameters.items()
+        if isinstance(value.default, bool | int | float | str)
+    } - {"gather_across_devices", "show_progress_bar"}
+    if unknown := sorted(set(options) - wanted):
+        raise CognateError(
+            f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
+        )
+    try:
+        loss: nn.Module = cls(model, **options)
+    except (TypeError, ValueError) as error:
+        raise CognateError(f"{name} cannot be made from these options: {error}") from error
+    return tuple_losses.MatryoshkaLoss(model, loss, list(dimensions)) if dimensions else loss
 
 
 def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimension: int) -> nn.Module:

@@ -3,11 +3,12 @@
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,15 +18,17 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.trainer import TRAINER_STATE_NAME
 
 from cognate.errors import CognateError
-from cognate.records import Record
 from cognate.runs import RunStoppedError
 from trainer.averaging import WeightAverage
-from trainer.batches import ClassBalancedBatchSampler
-from trainer.losses import MetricLoss, NotFiniteError, make_loss, make_miner
+from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches
+from trainer.data import TrainingData
+from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
 from trainer.monitoring import Monitor
 from trainer.optimization import make_optimizer
 from trainer.options import TrainingOptions
 from trainer.training_state import TrainingStates, random_state, set_random_state
+
+TUPLE_COLUMNS = ("anchor", "positive", "negative")
 
 log = logging.getLogger("trainer")
 
@@ -70,9 +73,7 @@ class Session:
     resumed: tuple[Path, dict[str, Any]] | None = None
 
 
-def train(
-    model: SentenceTransformer, records: Sequence[Record], settings: TrainingOptions, session: Session
-) -> int:
+def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOptions, session: Session) -> int:
     """Train the model in place.
 
     Returns:
@@ -82,30 +83,10 @@ def train(
         CognateError: The loss is not finite, or a training state cannot be saved.
         RunStoppedError: The session asked to stop.
     """
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(r.label for r in records))}
-    labels = [numbers[record.label] for record in records]
-    loss = MetricLoss(
-        model,
-        make_loss(
-            settings.loss,
-            settings.loss_options,
-            labels=len(numbers),
-            dimension=model.get_embedding_dimension() or 0,
-        ),
-        make_miner(settings.miner, settings.miner_options),
-        bf16=settings.precision == "bf16",
-        dimensions=settings.matryoshka,
-        memory=settings.memory,
-    ).to(model.device)
     max_length = model.max_seq_length
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
-    sampler = ClassBalancedBatchSampler(
-        labels,
-        labels_per_batch=settings.labels_per_batch,
-        records_per_label=settings.records_per_label,
-        seed=settings.seed,
-    )
+    loss, dataset, sampler = (_of_tuples if data.tuples else _of_labels)(model, data, settings)
     watcher = _Watcher(settings, session, loss)
     with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
         arguments = SentenceTransformerTrainingArguments(
@@ -119,7 +100,7 @@ def train(
             lr_scheduler_kwargs=settings.scheduler_options,
             gradient_accumulation_steps=settings.gradient_accumulation,
             max_grad_norm=settings.max_gradient_norm,
-            prompts=(settings.prompts or {}).get("passage"),
+            prompts=_prompts(settings, data),
             seed=settings.seed,
             save_strategy="no",
             report_to="none",
@@ -131,10 +112,10 @@ def train(
         trainer = _Trainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_dict({"text": [record.text for record in records], "label": labels}),
+            train_dataset=dataset,
             loss=loss,
             callbacks=[watcher],
-            optimizers=(make_optimizer(settings, model, loss.loss.parameters()), None),
+            optimizers=(make_optimizer(settings, model, _own(loss)), None),
         )
         # It prints the loss on standard output, which is for results.
         trainer.remove_callback(PrinterCallback)
@@ -146,7 +127,7 @@ def train(
         try:
             trainer.run(session.resumed[0] if session.resumed else None)
         except NotFiniteError as error:
-            texts = [records[position].text for position in sampler.batch(watcher.batches)]
+            texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
             raise CognateError(
                 f"{error} in step {trainer.state.global_step + 1}, batch {watcher.batches + 1} of epoch "
                 f"{watcher.epochs + 1} ({len(texts)} texts, the first {texts[0][:80]!r}), so training was "
@@ -165,6 +146,76 @@ def train(
         return best
     session.average.apply()
     return watcher.epochs
+
+
+Loss = MetricLoss | TupleLoss
+
+
+def _of_labels(
+    model: SentenceTransformer, data: TrainingData, settings: TrainingOptions
+) -> tuple[Loss, Dataset, SeededBatchSampler]:
+    """The loss, the data set and the batches of labelled records."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(r.label for r in data.records))}
+    labels = [numbers[record.label] for record in data.records]
+    loss = MetricLoss(
+        model,
+        make_loss(
+            settings.loss,
+            settings.loss_options,
+            labels=len(numbers),
+            dimension=model.get_embedding_dimension() or 0,
+        ),
+        make_miner(settings.miner, settings.miner_options),
+        bf16=settings.precision == "bf16",
+        dimensions=settings.matryoshka,
+        memory=settings.memory,
+    ).to(model.device)
+    sampler = ClassBalancedBatchSampler(
+        labels,
+        labels_per_batch=settings.labels_per_batch,
+        records_per_label=settings.records_per_label,
+        seed=settings.seed,
+    )
+    texts = [record.text for record in data.records]
+    return loss, Dataset.from_dict({"text": texts, "label": labels}), sampler
+
+
+def _of_tuples(
+    model: SentenceTransformer, data: TrainingData, settings: TrainingOptions
+) -> tuple[Loss, Dataset, SeededBatchSampler]:
+    """The loss, the data set and the batches of pairs or triplets."""
+    assert data.tuples  # noqa: S101 - Else there are labels.
+    tuples, kind = data.tuples, data.tuples.kind
+    made = make_tuple_loss(settings.loss, settings.loss_options, kind, model, settings.matryoshka)
+    columns: dict[str, Any] = dict(
+        zip(TUPLE_COLUMNS, map(list, zip(*tuples.texts, strict=True)), strict=False)
+    )
+    if tuples.scores:
+        columns["label"] = tuples.scores
+    sampler = SeededBatchSampler(
+        len(tuples.texts),
+        lambda rng: distinct_batches(tuples.texts, batch_size=settings.batch_size, rng=rng),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    loss = TupleLoss(made, bf16=settings.precision == "bf16").to(model.device)
+    return loss, Dataset.from_dict(columns), sampler
+
+
+def _prompts(settings: TrainingOptions, data: TrainingData) -> str | dict[str, str] | None:
+    """What is put before the texts of each column."""
+    prompts = settings.prompts or {}
+    passage = prompts.get("passage")
+    if data.tuples is None:
+        return passage
+    sides = {"anchor": prompts.get("query"), "positive": passage, "negative": passage}
+    return {column: prompt for column, prompt in sides.items() if prompt}
+
+
+def _own(loss: Loss) -> list[torch.nn.Parameter]:
+    """The weights of a loss that are not the model's."""
+    of_model = {id(parameter) for parameter in loss.model.parameters()}
+    return [parameter for parameter in loss.parameters() if id(parameter) not in of_model]
 
 
 def _best(scratch: Path, epoch: int) -> Path:
@@ -261,7 +312,7 @@ class _Watcher(TrainerCallback):
         stopping: Whether it was asked to stop, and does.
     """
 
-    def __init__(self, settings: TrainingOptions, session: Session, loss: MetricLoss) -> None:
+    def __init__(self, settings: TrainingOptions, session: Session, loss: Loss) -> None:
         self.loss = loss
         self.monitor = Monitor(settings)
         self.losses: list[float] = []

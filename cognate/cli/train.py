@@ -35,7 +35,7 @@ FLAGS = (
 def train(
     context: typer.Context,
     train_data: Annotated[
-        list[str] | None, typer.Argument(metavar="TRAIN...", help="Records with labels.")
+        list[str] | None, typer.Argument(metavar="TRAIN...", help="Records with labels, pairs or triplets.")
     ] = None,
     destination: Annotated[
         Path | None, typer.Option("--out", help="The checkpoint's folder. [default: the run's]")
@@ -150,6 +150,10 @@ def train(
         if detach:
             _tell_started(trainer.restart(resume, runs_dir, expected), as_json)
             return
+    if train_data:
+        from trainer.kinds import detect_all
+
+        note(f"{' and '.join(train_data)}: {detect_all(train_data).kind}, by the columns")
     note("loading the libraries and the model …")
     with progress_bar("steps") as bar:
         task = bar.add_task("training", total=None, rate="")
