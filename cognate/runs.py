@@ -89,7 +89,8 @@ class RunFolder:
             CognateError: Its state cannot be read.
         """
         status = self._written_status()
-        if status.state == "running" and not _alive(status):
+        started = status.state == "running" or (status.state == "created" and status.pid is not None)
+        if started and not _alive(status):
             return status.model_copy(
                 update={
                     "state": "failed",
@@ -169,7 +170,26 @@ class RunFolder:
         """Whether somebody asked the run to stop."""
         return (self.folder / STOP).exists()
 
-    # What follows is for the process that runs it.
+    # What follows is for the process that runs it, or starts the one that does.
+
+    def start(self, start: Callable[[], int]) -> None:
+        """Start the process that runs it; ``start`` does, and gives its pid. It may die before it runs it."""
+        with self._locked():
+            pid = start()
+            self._update(
+                state="created",
+                ended_at=None,
+                error=None,
+                pid=pid,
+                process_started=_process_started(pid),
+                host=socket.gethostname(),
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / CONFIG).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -178,8 +198,7 @@ class RunFolder:
         Raises:
             CognateError: Another process runs it.
         """
-        with (self.folder / STATE).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             if self.status().state == "running":
                 raise CognateError(
                     f"run {self.name} is running, in process {self._written_status().pid}; follow it with "

@@ -154,3 +154,9 @@ def test_stopping_asks_the_process_and_waits_for_it(run: RunFolder) -> None:
     assert asking.wait(60) == 0
     with pytest.raises(CognateError, match="is not running: it is finished"):
         run.stop()
+
+
+def test_a_process_that_died_before_it_ran_the_run_is_not_followed_for_ever(run: RunFolder) -> None:
+    run.start(lambda: subprocess.Popen([sys.executable, "-c", "raise SystemExit"]).pid)
+    assert list(run.stream_logs()) == []
+    assert run.status().state == "failed"

@@ -161,7 +161,7 @@ class TupleLoss(nn.Module):
     @property
     def model(self) -> SentenceTransformer:
         """The model."""
-        model = self.loss.model
+        model: Any = self.loss.model
         assert isinstance(model, SentenceTransformer)  # noqa: S101 - All of these losses have it.
         return model
 

@@ -140,10 +140,14 @@ def resumable_job(folder: RunFolder, expected: Job | None) -> Job:
 def start_process(folder: RunFolder) -> None:
     """Run what a run's folder says in a new process, whose output goes to the run's log."""
     with (folder.folder / LOG).open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", str(folder.folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+
+        def start() -> int:
+            return subprocess.Popen(
+                [sys.executable, "-m", "trainer", str(folder.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            ).pid
+
+        folder.start(start)
