@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_metric_learning import distances, losses, miners
@@ -161,9 +161,7 @@ class TupleLoss(nn.Module):
     @property
     def model(self) -> SentenceTransformer:
         """The model."""
-        model: Any = self.loss.model
-        assert isinstance(model, SentenceTransformer)  # noqa: S101 - All of these losses have it.
-        return model
+        return cast(SentenceTransformer, self.loss.model)
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
         """The loss of a batch.
