@@ -15,6 +15,7 @@ from cognate.metrics import METRICS
 COMMANDS = [
     ("demo",),
     ("train",),
+    ("runs",),
     ("export",),
     ("evaluate",),
     ("serve",),
