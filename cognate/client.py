@@ -1,18 +1,23 @@
 """The clients of a Cognate server: ``Client``, and ``AsyncClient`` with the same methods to await."""
 
 import asyncio
-import json
 import math
+import queue
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import grpc.aio
+import numpy as np
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
@@ -23,7 +28,9 @@ from cognate import wire
 from cognate.bundle import InputType
 from cognate.errors import CognateError
 from cognate.records import Hit
+from cognate.retries import MAX_ATTEMPTS, Attempts
 from cognate.v1 import (
+    embedding_pb2,
     embedding_pb2_grpc,
     index_pb2,
     index_pb2_grpc,
@@ -31,11 +38,27 @@ from cognate.v1 import (
     info_pb2_grpc,
     search_pb2_grpc,
 )
-from cognate.wire import Embeddings, IndexDescription, Limits, Query, ServerInfo
+from cognate.wire import (
+    Embeddings,
+    IndexDescription,
+    Limits,
+    Priority,
+    Progress,
+    Query,
+    ServerInfo,
+    TextStream,
+)
 
 DEFAULT_PORT = 50051
 DEFAULT_TIMEOUT = 10.0
-"""Seconds that a call may take."""
+"""Seconds that a call may take, its retries included."""
+
+STREAM_TIMEOUT = 60.0
+"""Seconds that a call of ``encode_stream`` may take: it gives way to other callers, and can wait."""
+
+TEXTS_PER_STREAM_CALL = 32
+CALLS_IN_FLIGHT = 4
+"""Of ``encode_stream``: enough that the server's batches stay full while answers travel."""
 
 MAX_ANSWER_BYTES = 65 * 1024 * 1024
 """A larger answer is refused: a little more than the 64 MiB of hits that a server gives."""
@@ -46,34 +69,16 @@ SERVING = 1
 WATCH_PAUSE = 0.1
 """Seconds before a broken watch of a server's health is begun again, lest it spin."""
 
-_RETRIED = ("EmbeddingService", "SearchService", "IndexService", "InfoService")
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": f"cognate.v1.{service}"} for service in _RETRIED],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        },
-        # Twice would be forth again.
-        {"name": [{"service": "cognate.v1.IndexService", "method": "RollbackIndex"}]},
-    ]
-}
 _CHANNEL_OPTIONS = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    # gRPC does not retry a request that is larger than this, and its own 256 KiB is less than a bulk call.
-    ("grpc.per_rpc_retry_buffer_size", MAX_ANSWER_BYTES),
     # gRPC's own second is long beside the retries, and beside a server's start.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _POSITION = re.compile(r"^(texts|queries)\[(\d+)\]")
+_CLOSED = re.compile(r"failed to connect.*Socket closed")
+_TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -119,28 +124,56 @@ class RequestError(CognateError):
 class Client:
     """A client of a Cognate server. Safe to use from several threads; close it, or use it in ``with``.
 
-    A call that finds the server unavailable is tried up to five times over about a second and a half.
+    All calls share one connection. One that finds the server unavailable is tried up to five times over
+    about a second and a half; one that the server refuses for now is tried again when the server says.
+    Neither goes on after the call's timeout.
 
     Attributes:
         target: The server's address.
         timeout: Seconds that a call may take, where it is not told otherwise.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        hedge_after: float | None = None,
+        tenant: str | None = None,
+        priority: Priority | None = None,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+    ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
             target: HOST:PORT, or HOST for port 50051, or an address as gRPC names them, such as
                 ``unix:/run/cognate.sock`` or ``dns:///cognate:50051``.
-            timeout: Seconds that a call may take.
+            timeout: Seconds that a call may take, its retries included.
+            hedge_after: Seconds after which a call of ``encode``, ``search`` or ``search_many`` that has no
+                answer is sent once more; the first answer is taken, and the other call cancelled. Of use
+                where several servers are behind the target. None: never.
+            tenant: For whom the calls are; a server shares its time fairly between tenants.
+            priority: What a busy server serves first: "interactive" calls before "bulk" ones. None: bulk
+                for ``encode_stream``, and interactive for the others.
+            api_key: What the server knows the caller by. Without TLS, all on the way can read it.
+            tls: Use TLS, as with the two that follow, and trust the roots that gRPC comes with.
+            ca: PEM file of the roots to trust in their place.
+            certificate: PEM file of the client's certificate and its private key, for a server that asks.
 
         Raises:
-            CognateError: The target is no address, or the timeout no positive number.
+            CognateError: The target is no address, a time no positive number, the tenant, the priority or
+                the key cannot be sent, or a file cannot be read.
         """
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
-        self._channel = grpc.insecure_channel(self.target, _CHANNEL_OPTIONS)
+        self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
+        self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
+        self._channel = _open_channel(grpc, self.target, _credentials(tls, ca, certificate))
         self._methods = _Methods(self._channel)
+        self._beginner = ThreadPoolExecutor(1, thread_name_prefix="cognate-client")
         self._limits: Limits | None = None
 
     def __enter__(self) -> Self:
@@ -156,6 +189,7 @@ class Client:
     def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
         self._channel.close()
+        self._beginner.shutdown()
 
     def encode(
         self,
@@ -187,8 +221,74 @@ class Client:
             texts, input_type=input_type, allow_truncation=allow_truncation, dimension=dimension
         )
         parts = wire.split(request, self._get_limits(timeout))
-        answers = [self._call(self._methods.encode, part, timeout, first) for first, part in parts]
+        answers = [
+            self._call(self._methods.encode, part, timeout, first, hedge=True) for first, part in parts
+        ]
         return wire.embeddings(answers, len(texts))
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        input_type: InputType = "passage",
+        *,
+        allow_truncation: bool = True,
+        dimension: int | None = None,
+        texts_per_call: int = TEXTS_PER_STREAM_CALL,
+        calls_in_flight: int = CALLS_IN_FLIGHT,
+        progress: Callable[[Progress], object] | None = None,
+        timeout: float = STREAM_TIMEOUT,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Encode any number of texts, in memory that does not grow with it.
+
+        The texts go in calls of ``Encode``, a few at a time, each of which is tried again until its timeout
+        while the server is unavailable or full. What was given before an error stands: go on from there.
+
+        Args:
+            texts: Read as they are needed, not far ahead of what is given.
+            input_type: What the texts are for; it picks the prompt.
+            allow_truncation: Whether a text longer than the model takes is cut; else it is refused.
+            dimension: Keep the first so many components, brought back to unit length. None: all.
+            texts_per_call: How many texts a call has at most.
+            calls_in_flight: How many calls are under way at most.
+            progress: Called after each call with how many texts are done.
+            timeout: Seconds that each call may take, its retries included.
+
+        Returns:
+            The vectors, a call's at a time, in order: float32, shape (texts, dimension), unit length.
+
+        Raises:
+            RequestError: The server refused or did not answer.
+            CognateError: The arguments or a text cannot be sent.
+        """
+        settings = wire.encode_settings(
+            input_type=input_type, allow_truncation=allow_truncation, dimension=dimension
+        )
+        stream = TextStream(
+            texts,
+            settings,
+            texts_per_call=texts_per_call,
+            calls_in_flight=calls_in_flight,
+            progress=progress,
+        )
+        return self._encode_stream(stream, _check_timeout(timeout))
+
+    def _encode_stream(self, stream: TextStream, timeout: float) -> Iterator[NDArray[np.float32]]:
+        requests = stream.requests(self._get_limits(timeout))
+        calls: deque[tuple[int, embedding_pb2.EncodeRequest, Any]] = deque()
+        try:
+            while True:
+                for first, request in islice(requests, stream.calls_in_flight - len(calls)):
+                    begun = self._begin(self._methods.encode, request, timeout, self._stream_metadata)
+                    calls.append((first, request, begun))
+                if not calls:
+                    return
+                first, request, begun = calls[0]
+                answer = self._call(self._methods.encode, request, timeout, first, begun=begun)
+                calls.popleft()
+                yield stream.read(request, answer)
+        finally:
+            for *_, begun in calls:
+                begun.cancel()
 
     def search(
         self,
@@ -281,7 +381,9 @@ class Client:
             include_attributes=include_attributes,
         )
         parts = wire.split(request, self._get_limits(timeout))
-        answers = [self._call(self._methods.search, part, timeout, first) for first, part in parts]
+        answers = [
+            self._call(self._methods.search, part, timeout, first, hedge=True) for first, part in parts
+        ]
         return wire.hits(answers, len(queries))
 
     def list_indexes(self, *, timeout: float | None = None) -> list[IndexDescription]:
@@ -327,7 +429,8 @@ class Client:
             RequestError: The server refused or did not answer.
         """
         request = index_pb2.RollbackIndexRequest(name=name)
-        return wire.index_description(self._call(self._methods.rollback_index, request, timeout).index)
+        answer = self._call(self._methods.rollback_index, request, timeout, once=True)
+        return wire.index_description(answer.index)
 
     def unload_index(self, name: str, *, timeout: float | None = None) -> None:
         """Have the server search an index no longer.
@@ -384,7 +487,10 @@ class Client:
         deadline = time.monotonic() + _check_timeout(timeout)
         while True:
             watch = self._methods.watch(
-                wrappers_pb2.StringValue(), timeout=deadline - time.monotonic(), wait_for_ready=True
+                wrappers_pb2.StringValue(),
+                timeout=deadline - time.monotonic(),
+                metadata=self._metadata,
+                wait_for_ready=True,
             )
             try:
                 for status in watch:
@@ -401,12 +507,87 @@ class Client:
     def _get_limits(self, timeout: float | None) -> Limits:
         return self._limits or self.info(timeout=timeout).limits
 
-    def _call(self, method: Any, request: Message, timeout: float | None, first: int = 0) -> Any:
+    def _call(
+        self,
+        method: Any,
+        request: Message,
+        timeout: float | None,
+        first: int = 0,
+        *,
+        hedge: bool = False,
+        once: bool = False,
+        begun: Any = None,
+    ) -> Any:
+        """Make a call, with its retries.
+
+        Args:
+            method: What to call.
+            request: What to send.
+            timeout: Seconds that it may take. None: the client's.
+            first: The position, in the user's list, of the request's first text or query.
+            hedge: Whether it may be sent twice.
+            once: Whether it is never tried again: what it does twice is not what it does once.
+            begun: The first attempt of a call of a stream, where it is under way; such a call is tried
+                until its timeout.
+        """
         seconds = self.timeout if timeout is None else _check_timeout(timeout)
+        attempts = Attempts(seconds, 1 if once else MAX_ATTEMPTS if begun is None else None)
+        metadata = self._metadata if begun is None else self._stream_metadata
+        failure: RequestError | None = None
+        while True:
+            try:
+                if begun is not None:
+                    return _result(begun)
+                if hedge and self._hedge_after is not None:
+                    return self._hedged(method, request, attempts, self._hedge_after)
+                return method(request, timeout=attempts.remaining, metadata=metadata)
+            except grpc.RpcError as error:
+                failure = _request_error(error, self.target, seconds, first, failure)
+                pause = attempts.pause_after(failure.code, failure.retry_after)
+                if pause is None:
+                    raise failure from error
+            begun = None
+            time.sleep(pause)
+
+    def _hedged(self, method: Any, request: Message, attempts: Attempts, hedge_after: float) -> Any:
+        """Make a call, and once more where it takes long; give the first answer."""
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        calls: list[Any] = []
+
+        def begin() -> None:
+            call = self._begin(method, request, attempts.remaining, self._metadata)
+            calls.append(call)
+            call.add_done_callback(ended.put)
+
         try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise _request_error(error, self.target, seconds, first) from error
+            begin()
+            try:
+                first = ended.get(timeout=hedge_after)
+            except queue.Empty:
+                begin()
+                first = ended.get()
+                if first.code() is not grpc.StatusCode.OK:
+                    # The other may still be answered.
+                    first = ended.get()
+            return _result(first)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _begin(self, method: Any, request: Message, seconds: float, metadata: Any) -> Any:
+        """Begin a call and do not wait for it.
+
+        In a thread of the client's own, which Ctrl-C does not reach: a call that is interrupted while it
+        begins is one that gRPC waits for without end when the channel is closed.
+        """
+        return self._beginner.submit(method.future, request, timeout=seconds, metadata=metadata).result()
+
+
+def _result(call: Any) -> Any:
+    """Wait for a call that was begun; raises grpc.RpcError as one that is waited for at once."""
+    if call.code() is not grpc.StatusCode.OK:
+        raise call
+    return call.result()
 
 
 class AsyncClient:
@@ -417,10 +598,25 @@ class AsyncClient:
         timeout: Seconds that a call may take, where it is not told otherwise.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        hedge_after: float | None = None,
+        tenant: str | None = None,
+        priority: Priority | None = None,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+    ) -> None:
         """Prepare a client; nothing is sent yet. Arguments and errors as ``Client``."""
         self.target = _check_target(target)
         self.timeout = _check_timeout(timeout)
+        self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
+        self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
+        self._credentials = _credentials(tls, ca, certificate)
         # Made at the first call: a channel of grpc.aio binds to the event loop it is made in.
         self._channel: grpc.aio.Channel | None = None
         self._connected: _Methods | None = None
@@ -455,8 +651,52 @@ class AsyncClient:
             texts, input_type=input_type, allow_truncation=allow_truncation, dimension=dimension
         )
         parts = wire.split(request, await self._get_limits(timeout))
-        answers = [await self._call(self._methods.encode, part, timeout, first) for first, part in parts]
+        answers = [
+            await self._call(self._methods.encode, part, timeout, first, hedge=True) for first, part in parts
+        ]
         return wire.embeddings(answers, len(texts))
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        input_type: InputType = "passage",
+        *,
+        allow_truncation: bool = True,
+        dimension: int | None = None,
+        texts_per_call: int = TEXTS_PER_STREAM_CALL,
+        calls_in_flight: int = CALLS_IN_FLIGHT,
+        progress: Callable[[Progress], object] | None = None,
+        timeout: float = STREAM_TIMEOUT,
+    ) -> AsyncIterator[NDArray[np.float32]]:
+        """As ``Client.encode_stream``, to go through with ``async for``."""
+        settings = wire.encode_settings(
+            input_type=input_type, allow_truncation=allow_truncation, dimension=dimension
+        )
+        stream = TextStream(
+            texts,
+            settings,
+            texts_per_call=texts_per_call,
+            calls_in_flight=calls_in_flight,
+            progress=progress,
+        )
+        return self._encode_stream(stream, _check_timeout(timeout))
+
+    async def _encode_stream(self, stream: TextStream, timeout: float) -> AsyncIterator[NDArray[np.float32]]:
+        requests = stream.requests(await self._get_limits(timeout))
+        calls: deque[tuple[embedding_pb2.EncodeRequest, asyncio.Task[Any]]] = deque()
+        try:
+            while True:
+                for first, request in islice(requests, stream.calls_in_flight - len(calls)):
+                    call = self._call(self._methods.encode, request, timeout, first, stream=True)
+                    calls.append((request, asyncio.create_task(call)))
+                if not calls:
+                    return
+                request, task = calls[0]
+                answer = await task
+                calls.popleft()
+                yield stream.read(request, answer)
+        finally:
+            await _cancel(task for _, task in calls)
 
     async def search(
         self,
@@ -510,7 +750,9 @@ class AsyncClient:
             include_attributes=include_attributes,
         )
         parts = wire.split(request, await self._get_limits(timeout))
-        answers = [await self._call(self._methods.search, part, timeout, first) for first, part in parts]
+        answers = [
+            await self._call(self._methods.search, part, timeout, first, hedge=True) for first, part in parts
+        ]
         return wire.hits(answers, len(queries))
 
     async def list_indexes(self, *, timeout: float | None = None) -> list[IndexDescription]:
@@ -526,7 +768,7 @@ class AsyncClient:
     async def rollback_index(self, name: str, *, timeout: float | None = None) -> IndexDescription:
         """As ``Client.rollback_index``."""
         request = index_pb2.RollbackIndexRequest(name=name)
-        answer = await self._call(self._methods.rollback_index, request, timeout)
+        answer = await self._call(self._methods.rollback_index, request, timeout, once=True)
         return wire.index_description(answer.index)
 
     async def unload_index(self, name: str, *, timeout: float | None = None) -> None:
@@ -555,7 +797,10 @@ class AsyncClient:
         deadline = time.monotonic() + _check_timeout(timeout)
         while True:
             watch = self._methods.watch(
-                wrappers_pb2.StringValue(), timeout=deadline - time.monotonic(), wait_for_ready=True
+                wrappers_pb2.StringValue(),
+                timeout=deadline - time.monotonic(),
+                metadata=self._metadata,
+                wait_for_ready=True,
             )
             try:
                 async for status in watch:
@@ -571,19 +816,78 @@ class AsyncClient:
     @property
     def _methods(self) -> "_Methods":
         if self._connected is None:
-            self._channel = grpc.aio.insecure_channel(self.target, _CHANNEL_OPTIONS)
+            self._channel = _open_channel(grpc.aio, self.target, self._credentials)
             self._connected = _Methods(self._channel)
         return self._connected
 
     async def _get_limits(self, timeout: float | None) -> Limits:
         return self._limits or (await self.info(timeout=timeout)).limits
 
-    async def _call(self, method: Any, request: Message, timeout: float | None, first: int = 0) -> Any:
+    async def _call(
+        self,
+        method: Any,
+        request: Message,
+        timeout: float | None,
+        first: int = 0,
+        *,
+        hedge: bool = False,
+        once: bool = False,
+        stream: bool = False,
+    ) -> Any:
+        """As ``Client._call``; a call of a stream is tried until its timeout."""
         seconds = self.timeout if timeout is None else _check_timeout(timeout)
+        attempts = Attempts(seconds, 1 if once else None if stream else MAX_ATTEMPTS)
+        metadata = self._stream_metadata if stream else self._metadata
+        failure: RequestError | None = None
+        while True:
+            try:
+                if hedge and self._hedge_after is not None:
+                    return await self._hedged(method, request, attempts, self._hedge_after)
+                return await method(request, timeout=attempts.remaining, metadata=metadata)
+            except grpc.RpcError as error:
+                failure = _request_error(error, self.target, seconds, first, failure)
+                pause = attempts.pause_after(failure.code, failure.retry_after)
+                if pause is None:
+                    raise failure from error
+            await asyncio.sleep(pause)
+
+    async def _hedged(self, method: Any, request: Message, attempts: Attempts, hedge_after: float) -> Any:
+        """As ``Client._hedged``."""
+
+        async def attempt() -> Any:
+            return await method(request, timeout=attempts.remaining, metadata=self._metadata)
+
+        calls = {asyncio.create_task(attempt())}
         try:
-            return await method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise _request_error(error, self.target, seconds, first) from error
+            ended, _ = await asyncio.wait(calls, timeout=hedge_after)
+            if not ended:
+                calls.add(asyncio.create_task(attempt()))
+                ended, others = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                if others and all(call.exception() for call in ended):
+                    # The other may still be answered.
+                    ended, _ = await asyncio.wait(others)
+            # Where both have ended, one with an answer.
+            return min(ended, key=lambda call: call.exception() is not None).result()
+        finally:
+            await _cancel(calls)
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what has not ended, and see it end."""
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+def _metadata(
+    tenant: str | None, priority: str | None, api_key: str | None
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """The metadata of calls, and of those of a stream."""
+    return (
+        wire.metadata(tenant=tenant, priority=priority, api_key=api_key),
+        wire.metadata(tenant=tenant, priority=priority or "bulk", api_key=api_key),
+    )
 
 
 class _Methods:
@@ -604,6 +908,36 @@ class _Methods:
         self.watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", *health)
 
 
+def _credentials(
+    tls: bool, ca: str | Path | None, certificate: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """What to connect with; None without TLS."""
+    if not (tls or ca or certificate):
+        return None
+    roots = _read_pem(ca, "CERTIFICATE") if ca else None
+    own = _read_pem(certificate, "CERTIFICATE", "PRIVATE KEY") if certificate else None
+    return grpc.ssl_channel_credentials(roots, private_key=own, certificate_chain=own)
+
+
+def _read_pem(file: str | Path, *kinds: str) -> bytes:
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise CognateError(f"{file} cannot be read: {error.strerror}; give a PEM file") from None
+    for kind in kinds:
+        # gRPC ends the process, or fails at every call, where there is none.
+        if not re.search(rf"-----BEGIN [A-Z ]*{kind}-----".encode(), content):
+            raise CognateError(f"{file} has no {kind.lower()} in it; give a PEM file with one")
+    return content
+
+
+def _open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
+    """A channel of grpc or of grpc.aio."""
+    if credentials is None:
+        return module.insecure_channel(target, _CHANNEL_OPTIONS)
+    return module.secure_channel(target, credentials, _CHANNEL_OPTIONS)
+
+
 def _check_target(target: str) -> str:
     if not isinstance(target, str) or not target.strip():
         raise CognateError("the target is empty; give HOST:PORT, such as localhost:50051")
@@ -622,13 +956,15 @@ def _check_target(target: str) -> str:
     return target
 
 
-def _check_timeout(timeout: float) -> float:
+def _check_timeout(timeout: float, name: str = "the timeout") -> float:
     if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
-        raise CognateError(f"the timeout is {timeout!r}; give seconds, more than 0")
+        raise CognateError(f"{name} is {timeout!r}; give seconds, more than 0")
     return timeout
 
 
-def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int) -> RequestError:
+def _request_error(
+    error: grpc.RpcError, target: str, seconds: float, first: int, earlier: RequestError | None = None
+) -> RequestError:
     """What a failed call means to its user.
 
     Args:
@@ -636,6 +972,7 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
         target: The server's address.
         seconds: The call's timeout.
         first: The position, in the user's list, of the call's first text or query.
+        earlier: What the attempt before this one ended in.
     """
     code = error.code()
     reason, retry_after = None, None
@@ -658,11 +995,21 @@ def _request_error(error: grpc.RpcError, target: str, seconds: float, first: int
             f"{target} did not answer within {seconds:g} s; give a longer timeout, or check the address "
             "and the server's load"
         )
+        if earlier is not None:
+            sentence += f"; before that: {earlier}"
     elif code is grpc.StatusCode.NOT_FOUND:
         sentence = said
     elif reason is not None:
         # Cognate's own sentence; one without a reason is gRPC's, or a proxy's.
         sentence = f"{target}: {said}"
+    elif code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
+        why = _TLS_REASON.search(said)
+        sentence = (
+            f"TLS with {target} failed ({why[1].lower().replace('_', ' ') if why else said}); check that the "
+            "server speaks TLS, and which roots to trust"
+        )
+    elif code is grpc.StatusCode.UNAVAILABLE and _CLOSED.fullmatch(said):
+        sentence = f"{target} closed the connection; does it ask for TLS, or for a certificate?"
     elif code is grpc.StatusCode.UNAVAILABLE:
         # gRPC nests causes: the last one is the one that tells.
         cause = said.rsplit(": ", 1)[-1].rstrip(" ]")

@@ -190,6 +190,7 @@ class Index:
     Attributes:
         folder: Where it is.
         manifest: What it says of itself.
+        version: What tells it from any other index: the first 12 digits of the sha256 of its manifest.
     """
 
     def __init__(

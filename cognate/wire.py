@@ -6,9 +6,10 @@ All of it is pure, and shared by ``Client`` and ``AsyncClient``.
 import dataclasses
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,6 +24,9 @@ from cognate.v1 import embedding_pb2, index_pb2, info_pb2, search_pb2
 
 Query = str | NDArray[Any]
 """A text, or a vector that was encoded before: any real dtype, shape (dimension,)."""
+
+Priority = Literal["interactive", "bulk"]
+"""What a server serves first, and what it serves with the rest of its time."""
 
 MAX_TEXTS_PER_CALL = 256
 """A longer list is sent in several calls, so that each is done well within its timeout."""
@@ -40,6 +44,7 @@ LARGEST_EXACT_INTEGER = 2**53
 """The whole numbers up to here are exact in the doubles that Struct holds numbers in."""
 
 _MAX_UINT32 = 2**32 - 1
+_PRIORITIES = ("interactive", "bulk")
 _INPUT_TYPES = {
     "query": embedding_pb2.INPUT_TYPE_QUERY,
     "passage": embedding_pb2.INPUT_TYPE_PASSAGE,
@@ -85,6 +90,21 @@ class Embeddings:
     model: str
     fingerprint: str
     timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stream of texts is.
+
+    Attributes:
+        texts: Texts that were encoded.
+        tokens: Tokens of theirs that the model saw.
+        truncated: How many of them were longer than the model takes, and cut.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,48 @@ class ServerInfo:
     device: str
 
 
+def metadata(*, tenant: str | None, priority: str | None, api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """Make the metadata that goes with every call.
+
+    Args:
+        tenant: For whom; a server shares its time fairly between tenants.
+        priority: "interactive" or "bulk".
+        api_key: What the server knows the caller by.
+
+    Raises:
+        CognateError: One of them cannot be a value of gRPC metadata.
+    """
+    if priority is not None and priority not in _PRIORITIES:
+        raise CognateError(f"priority is {priority!r}; it must be one of {', '.join(_PRIORITIES)}")
+    if tenant is not None and not _is_header(tenant):
+        raise CognateError(f"tenant is {tenant!r}; it must be of ASCII characters, without spaces")
+    if api_key is not None and not _is_header(api_key):
+        # Not shown: what is printed may be logged.
+        raise CognateError("the API key is empty, or has characters other than ASCII's without spaces")
+    values = {
+        "cognate-tenant": tenant,
+        "cognate-priority": priority,
+        "authorization": None if api_key is None else f"Bearer {api_key}",
+    }
+    return tuple((key, value) for key, value in values.items() if value is not None)
+
+
+def encode_settings(
+    *, input_type: InputType, allow_truncation: bool, dimension: int | None
+) -> embedding_pb2.EncodeRequest:
+    """Make a request to encode, without its texts.
+
+    Raises:
+        CognateError: An argument is out of range.
+    """
+    return embedding_pb2.EncodeRequest(
+        input_type=_input_type(input_type),
+        truncation=_truncation(allow_truncation),
+        format=embedding_pb2.EMBEDDING_FORMAT_PACKED,
+        dimension=0 if dimension is None else _at_least_one("dimension", dimension),
+    )
+
+
 def encode_request(
     texts: Sequence[str],
     *,
@@ -192,17 +254,91 @@ def encode_request(
         CognateError: The texts are no list of strings or there are none, or an argument is out of range.
     """
     _check_list("texts", texts)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise CognateError(f"texts[{position}] is of type {type(text).__name__}; give a string")
-        _check_unicode("texts", position, text)
-    return embedding_pb2.EncodeRequest(
-        texts=texts,
-        input_type=_input_type(input_type),
-        truncation=_truncation(allow_truncation),
-        format=embedding_pb2.EMBEDDING_FORMAT_PACKED,
-        dimension=0 if dimension is None else _at_least_one("dimension", dimension),
-    )
+    _check_texts(texts, 0)
+    request = encode_settings(input_type=input_type, allow_truncation=allow_truncation, dimension=dimension)
+    request.texts.extend(texts)
+    return request
+
+
+class TextStream:
+    """A stream of texts on its way through calls to Encode: requests out of texts, vectors out of answers."""
+
+    def __init__(
+        self,
+        texts: Iterable[str],
+        settings: embedding_pb2.EncodeRequest,
+        *,
+        texts_per_call: int,
+        calls_in_flight: int,
+        progress: Callable[[Progress], object] | None,
+    ) -> None:
+        """Check the arguments; nothing is read yet.
+
+        Args:
+            texts: Any number of them, none too.
+            settings: As ``encode_settings`` makes them.
+            texts_per_call: How many texts a call has at most.
+            calls_in_flight: How many calls wait for their answer, or to be read, at most.
+            progress: Told after each call.
+
+        Raises:
+            CognateError: The texts are no iterable of strings, or a number is less than 1.
+        """
+        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+            raise CognateError(f"texts is of type {type(texts).__name__}; give strings to iterate over")
+        self._texts = texts
+        self._settings = settings
+        self._texts_per_call = _at_least_one("texts_per_call", texts_per_call)
+        self.calls_in_flight = _at_least_one("calls_in_flight", calls_in_flight)
+        self._progress = progress
+        self._done = Progress()
+        self._fingerprint: str | None = None
+
+    def requests(self, limits: Limits) -> Iterator[tuple[int, embedding_pb2.EncodeRequest]]:
+        """Read the texts, no more of them than the next request takes.
+
+        Args:
+            limits: The server's.
+
+        Yields:
+            The position of the request's first text, and the request; in order.
+
+        Raises:
+            CognateError: A text is no string, or longer than the server takes.
+        """
+        texts = iter(self._texts)
+        first = 0
+        while some := list(islice(texts, self._texts_per_call)):
+            _check_texts(some, first)
+            request = embedding_pb2.EncodeRequest()
+            request.CopyFrom(self._settings)
+            request.texts.extend(some)
+            yield from split(request, limits, first)
+            first += len(some)
+
+    def read(
+        self, request: embedding_pb2.EncodeRequest, answer: embedding_pb2.EncodeResponse
+    ) -> NDArray[np.float32]:
+        """Read the answer to the next request, and tell the progress.
+
+        Returns:
+            float32, shape (texts, dimension), unit length.
+
+        Raises:
+            CognateError: The answer is not one to this request, or of another model than the last one.
+        """
+        encoded = embeddings([answer], len(request.texts))
+        if self._fingerprint not in (None, encoded.fingerprint):
+            raise _model_changed()
+        self._fingerprint = encoded.fingerprint
+        self._done = Progress(
+            self._done.texts + len(encoded.tokens),
+            self._done.tokens + sum(encoded.tokens),
+            self._done.truncated + sum(encoded.truncated),
+        )
+        if self._progress is not None:
+            self._progress(self._done)
+        return encoded.vectors
 
 
 def search_request(
@@ -237,12 +373,13 @@ def search_request(
     )
 
 
-def split(request: _Request, limits: Limits) -> Iterator[tuple[int, _Request]]:
+def split(request: _Request, limits: Limits, start: int = 0) -> Iterator[tuple[int, _Request]]:
     """Split a request into ones that a server takes.
 
     Args:
         request: With any number of texts or queries, at least one.
         limits: The server's.
+        start: The position of the request's first text or query in the user's list.
 
     Yields:
         The position of the part's first text or query, and the part; in order.
@@ -255,7 +392,7 @@ def split(request: _Request, limits: Limits) -> Iterator[tuple[int, _Request]]:
     else:
         field, most = "queries", max(1, min(MAX_TEXTS_PER_CALL, MAX_HITS_PER_CALL // request.top_k))
     items = getattr(request, field)
-    sizes = [_size(field, position, item, limits) for position, item in enumerate(items)]
+    sizes = [_size(field, position, item, limits) for position, item in enumerate(items, start)]
     settings = type(request)()
     settings.CopyFrom(request)
     settings.ClearField(field)
@@ -265,7 +402,7 @@ def split(request: _Request, limits: Limits) -> Iterator[tuple[int, _Request]]:
         part = type(request)()
         part.CopyFrom(settings)
         getattr(part, field).extend(items[first:end])
-        yield first, part
+        yield start + first, part
 
 
 def embeddings(parts: Sequence[embedding_pb2.EncodeResponse], count: int) -> Embeddings:
@@ -285,7 +422,7 @@ def embeddings(parts: Sequence[embedding_pb2.EncodeResponse], count: int) -> Emb
     if len({len(vector) for vector in packed}) != 1 or len(packed[0]) % 4 or not packed[0]:
         raise CognateError("the server's embeddings differ in length; is it of this version?")
     if len({part.fingerprint for part in parts}) != 1:
-        raise CognateError("the server changed its model between two calls for one list; encode it again")
+        raise _model_changed()
     return Embeddings(
         # astype copies: what numpy reads from bytes cannot be written to.
         vectors=np.frombuffer(b"".join(packed), "<f4").reshape(count, -1).astype(np.float32),
@@ -424,6 +561,17 @@ def _check_list(name: str, values: object) -> None:
         raise CognateError(f"{name} is empty; give at least one")
 
 
+def _check_texts(texts: Sequence[object], start: int) -> None:
+    for position, text in enumerate(texts, start):
+        if not isinstance(text, str):
+            raise CognateError(f"texts[{position}] is of type {type(text).__name__}; give a string")
+        _check_unicode("texts", position, text)
+
+
+def _is_header(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and all("!" <= character <= "~" for character in value)
+
+
 def _check_unicode(field: str, position: int, text: str) -> None:
     try:
         text.encode()
@@ -457,3 +605,7 @@ def _fields(kind: type[_Fields], message: Message) -> _Fields:
 
 def _unlike(what: str, got: int, wanted: int) -> CognateError:
     return CognateError(f"the server answered with {got} {what} for {wanted}; is it of this version?")
+
+
+def _model_changed() -> CognateError:
+    return CognateError("the server changed its model between two calls for one list; encode it again")

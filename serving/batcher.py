@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.encoder import Encoder, TokenizedText
-from serving.queue import Call, QueueFullError, Share, TextQueue
+from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
 """Tokens of a batch, padding included, by device. On a CPU more are no faster, and hold up who comes next."""
@@ -32,22 +32,26 @@ CHARACTERS_AT_A_TIME = 64 * 1024
 
 TOKENIZER_THREADS = 2
 
-RATE_WEIGHT = 0.2
-"""Of the newest batch, in the mean of the tokens a second."""
+RATE_MEMORY = 0.9
+"""What is left of a batch's weight in the mean of the tokens a second after the next batch."""
 
 _log = logging.getLogger(__name__)
 
 
 class BusyError(Exception):
-    """The queue is full.
+    """A call was not let in.
 
     Attributes:
-        retry_after: Seconds after which there will be room, at the present rate.
+        retry_after: Seconds after which it would be, at the present rate.
     """
 
     def __init__(self, retry_after: float) -> None:
         super().__init__()
         self.retry_after = retry_after
+
+
+class QueueTooLongError(BusyError):
+    """A call was not let in because what is before it would take until after its deadline."""
 
 
 class DeadlinePassedError(Exception):
@@ -56,6 +60,10 @@ class DeadlinePassedError(Exception):
 
 class EncodingFailedError(Exception):
     """The model failed on a batch that held a text of the call."""
+
+
+class OutOfMemoryError(EncodingFailedError):
+    """There was no memory for a batch that held a text of the call."""
 
 
 class TooLongError(Exception):
@@ -70,20 +78,35 @@ class TooLongError(Exception):
         self.position = position
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How a text was read.
+
+    Attributes:
+        tokens: That the model saw, special tokens and prompt included.
+        truncated: Whether it had more.
+        cached: Whether it was encoded for another call.
+    """
+
+    tokens: int
+    truncated: bool
+    cached: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """The texts of a call, encoded.
 
     Attributes:
         vectors: float32, shape (texts, dimension), unit length, in the order of the texts.
-        texts: Their tokens.
+        usages: How each was read.
         tokenize_seconds: Turning them into tokens.
         queue_seconds: Waiting for a batch.
         encode_seconds: The model, for the batches that held them.
     """
 
     vectors: NDArray[np.float32]
-    texts: Sequence[TokenizedText]
+    usages: Sequence[Usage]
     tokenize_seconds: float
     queue_seconds: float
     encode_seconds: float
@@ -108,11 +131,16 @@ class Batcher:
     Attributes:
         max_length: Tokens that the model reads of a text.
         max_batch_tokens: Tokens of a batch, padding included.
-        max_queue_tokens: Tokens waiting, over which calls are refused.
+        max_queue_tokens: Tokens waiting, of a priority, over which calls are refused.
     """
 
     def __init__(
-        self, encoder: Encoder, *, max_batch_tokens: int | None = None, max_queue_tokens: int | None = None
+        self,
+        encoder: Encoder,
+        *,
+        max_batch_tokens: int | None = None,
+        max_queue_tokens: int | None = None,
+        on_batch: Callable[[Sequence[Share], float], None] | None = None,
     ) -> None:
         """Make a batcher, and run the model once, so that the first call need not wait for its start.
 
@@ -120,11 +148,13 @@ class Batcher:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches.
+            on_batch: Called with each batch that the model ran, and the seconds it took.
         """
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
         self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
         self.max_length = encoder.max_length
         self._encoder = encoder
+        self._on_batch = on_batch
         self._queue = TextQueue(
             max_queue_tokens=self.max_queue_tokens,
             max_batch_tokens=self.max_batch_tokens,
@@ -136,28 +166,45 @@ class Batcher:
         self._model_thread = ThreadPoolExecutor(1, "inference")
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._running = False
-        self._tokens_per_second = self._warm_up()
+        # When the batch that runs is thought to end, by time.monotonic; 0 where none runs.
+        self._free_at = 0.0
+        # Of the last batches, the newest with the most weight.
+        self._recent_tokens: float
+        self._recent_seconds: float
+        self._recent_tokens, self._recent_seconds = self._warm_up()
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._queue.tokens
 
     async def encode(
         self,
         texts: Sequence[str],
         input_type: InputType,
         *,
+        caller: Caller = ANYONE,
         truncate: bool = True,
         deadline: float = math.inf,
+        refuse: bool = True,
     ) -> Encoded:
         """Encode a call's texts. Cancelling it drops those that still wait.
 
         Args:
             texts: At least one.
             input_type: Which prompt to use.
+            caller: Whose call it is.
             truncate: Whether a text that is too long is cut; else it is refused.
             deadline: When the answer is of no more use, by ``time.monotonic``.
+            refuse: False for a call that waits its turn however full the queue is. What bounds their
+                number is the caller's.
 
         Raises:
+            QueueTooLongError: What is before it would take until after its deadline.
             BusyError: The queue is full.
             TooLongError: A text is too long, and is not to be cut.
             DeadlinePassedError: The deadline passed.
+            OutOfMemoryError: The model had no memory.
             EncodingFailedError: The model failed.
         """
         started = time.monotonic()
@@ -165,10 +212,12 @@ class Batcher:
             raise DeadlinePassedError
         # About four characters a token, and the special ones.
         about = sum(min(self.max_length, 2 + len(text) // 4) for text in texts)
+        if refuse:
+            self._check_wait(about, caller, deadline, started)
         try:
-            call = self._queue.admit(about, deadline)
+            call = self._queue.admit(about, deadline, caller, bounded=refuse)
         except QueueFullError:
-            raise BusyError(self._queue.tokens / self._tokens_per_second) from None
+            raise BusyError(self._queue.tokens / self.tokens_per_second) from None
         try:
             tokenized = await self._tokenize(texts, input_type)
             if not truncate:
@@ -189,7 +238,7 @@ class Batcher:
             self._answers.pop(call, None)
         return Encoded(
             vectors=answer.vectors,
-            texts=tokenized,
+            usages=[Usage(len(text.ids), text.truncated) for text in tokenized],
             tokenize_seconds=queued - started,
             queue_seconds=max(0.0, time.monotonic() - queued - answer.encode_seconds),
             encode_seconds=answer.encode_seconds,
@@ -200,13 +249,36 @@ class Batcher:
         self._tokenizer_threads.shutdown(cancel_futures=True)
         self._model_thread.shutdown()
 
-    def _warm_up(self) -> float:
-        """Run the model, and give the tokens a second."""
+    @property
+    def tokens_per_second(self) -> float:
+        """How many tokens of texts the model takes a second, by the last batches, without padding."""
+        return self._recent_tokens / self._recent_seconds
+
+    def _check_wait(self, tokens: int, caller: Caller, deadline: float, now: float) -> None:
+        """Refuse what could not be encoded in time. An idle model takes all: the rate is a guess."""
+        running = max(0.0, self._free_at - now)
+        waiting = self._queue.tokens
+        if deadline == math.inf or not (waiting or running):
+            return
+        remaining = deadline - now
+        rate = self.tokens_per_second
+        # To count by turns takes longer, and is of no use where there is time for all that waits.
+        if running + (waiting + tokens) / rate > remaining:
+            needed = running + self._queue.ahead(tokens, caller) / rate
+            if needed > remaining:
+                raise QueueTooLongError(needed - remaining)
+
+    def _warm_up(self) -> tuple[int, float]:
+        """Run the model, and give the tokens and seconds of a short text."""
         self._encoder.warm_up()
         (text,) = self._encoder.tokenize(["How long does it take to learn a language?"])
-        started = time.monotonic()
-        self._encoder.forward([text.ids])
-        return len(text.ids) / max(time.monotonic() - started, 1e-6)
+        best = math.inf
+        # The best of a few: one that was held up would have calls refused until the next batches tell better.
+        for _ in range(3):
+            started = time.monotonic()
+            self._encoder.forward([text.ids])
+            best = min(best, max(time.monotonic() - started, 1e-6))
+        return len(text.ids), best
 
     async def _tokenize(self, texts: Sequence[str], input_type: InputType) -> Sequence[TokenizedText]:
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
@@ -230,19 +302,23 @@ class Batcher:
             if expired:
                 self._loop.call_soon_threadsafe(self._fail, expired, DeadlinePassedError)
             if not batch:
+                self._free_at = 0.0
                 self._loop.call_soon_threadsafe(self._stopped)
                 return
+            texts = [call.texts[position] for call, positions in batch for position in positions]
+            tokens = sum(map(len, texts))
             started = time.monotonic()
+            self._free_at = started + tokens / self.tokens_per_second
             try:
-                vectors = self._encoder.forward(
-                    [call.texts[position] for call, positions in batch for position in positions]
-                )
-            except Exception:
-                _log.exception("the model failed on a batch of %d texts", sum(len(p) for _, p in batch))
-                calls = [call for call, _ in batch]
-                self._loop.call_soon_threadsafe(self._fail, calls, EncodingFailedError)
+                vectors = self._encoder.forward(texts)
+            except Exception as error:
+                _log.exception("the model failed on a batch of %d texts, %d tokens", len(texts), tokens)
+                failed = OutOfMemoryError if _is_out_of_memory(error) else EncodingFailedError
+                self._loop.call_soon_threadsafe(self._fail, [call for call, _ in batch], failed)
             else:
-                seconds = time.monotonic() - started
+                seconds = max(time.monotonic() - started, 1e-6)
+                self._recent_tokens = RATE_MEMORY * self._recent_tokens + tokens
+                self._recent_seconds = RATE_MEMORY * self._recent_seconds + seconds
                 self._loop.call_soon_threadsafe(self._deliver, batch, vectors, seconds)
 
     def _stopped(self) -> None:
@@ -252,11 +328,12 @@ class Batcher:
             self._start()
 
     def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
-        start = tokens = 0
+        if self._on_batch:
+            self._on_batch(batch, seconds)
+        start = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]
             start += len(positions)
-            tokens += sum(len(call.texts[position]) for position in positions)
             # None where the call has ended.
             if answer := self._answers.get(call):
                 answer.vectors[positions] = rows
@@ -264,14 +341,20 @@ class Batcher:
                 answer.missing -= len(positions)
                 if not answer.missing and not answer.done.done():
                     answer.done.set_result(None)
-        rate = tokens / max(seconds, 1e-6)
-        self._tokens_per_second += RATE_WEIGHT * (rate - self._tokens_per_second)
 
     def _fail(self, calls: Sequence[Call], error: type[Exception]) -> None:
         for call in calls:
             self._queue.discard(call)
             if (answer := self._answers.get(call)) and not answer.done.done():
                 answer.done.set_exception(error())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the model failed for want of memory, which onnxruntime only tells in words."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
+    )
 
 
 def _runs(texts: Sequence[str], max_characters: int) -> list[Sequence[str]]:

@@ -1,8 +1,10 @@
-"""What lies around every call: it is counted, refused while the server stops, and always ends in a status."""
+"""What lies around every call: it is observed, refused while the server stops, and ends in a status."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -10,6 +12,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
+from serving.access import Access, Caller, right_for
+from serving.observing import Observe, ObservedCall, Unobserved
 from serving.refusal import Refusal
 
 OURS = "/cognate.v1."
@@ -21,12 +25,41 @@ class Boundary(grpc.aio.ServerInterceptor):
     """Around every call of the contract's services; health and reflection pass untouched.
 
     It reads requests and writes answers itself, so that a message that cannot be read or written is a
-    status of ours too, where gRPC would say UNKNOWN.
+    status of ours too, where gRPC would say UNKNOWN. And it bounds the calls under way and the bytes of their
+    messages: what is over is refused before it is read into a message.
     """
 
-    def __init__(self) -> None:
-        self._stopping = False
+    def __init__(
+        self,
+        observe: Observe,
+        access: Access,
+        *,
+        max_calls: int,
+        max_streams: int,
+        max_bytes: int,
+        no_administration: str = "",
+    ) -> None:
+        """Make a boundary, on the server's event loop.
+
+        Args:
+            observe: Begins each call.
+            access: Who may call what.
+            max_calls: Calls under way, streams included.
+            max_streams: Streams under way.
+            max_bytes: Of the requests and answers under way. A call alone may have more.
+            no_administration: Why methods that need the right "admin" are refused here; empty where they
+                are not.
+        """
+        self._observe = observe
+        self._access = access
+        self._no_administration = no_administration
+        self._max_calls = max_calls
+        self._max_streams = max_streams
+        self._max_bytes = max_bytes
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._under_way = 0
+        self._streams = 0
+        self._bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -40,23 +73,25 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OURS):
             return handler
-        name = f"{method.rpartition('/')[2]}Request"
 
-        async def serve(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            # Not until the answer is sent is the call over.
-            self._under_way += 1
-            self._idle.clear()
-            context.add_done_callback(self._ended)  # type: ignore[arg-type]
+        async def serve(raw: bytes, context: Any) -> bytes:
             try:
-                return await self._answer(handler, name, raw, context)
-            except Refusal as why:
-                status = why.status()
-            except Exception:
-                _log.exception("%s failed", method)
-                status = refusal.unexpected().status()
-            return await context.abort(status.code, status.details, status.trailing_metadata or ())
+                with self._observe(method, context) as call:
+                    answer = await self._answer(handler, method, raw, context, call)
+            except Exception as error:
+                answer = await _abort(context, method, error)
+            return answer
+
+        async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
+            try:
+                with self._observe(method, context) as call:
+                    await self._answer_stream(handler, method, raws, context, call)
+            except Exception as error:
+                await _abort(context, method, error)
 
         # Without serializers of its own, gRPC hands over the bytes.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(serve_stream)
         return grpc.unary_unary_rpc_method_handler(serve)
 
     async def drain(self, grace: float) -> bool:
@@ -68,7 +103,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         Returns:
             Whether all of them were answered.
         """
-        self._stopping = True
+        self._stopping.set_result(None)
         if not self._under_way:
             return True
         try:
@@ -77,17 +112,131 @@ class Boundary(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    async def _answer(self, handler: Any, name: str, raw: bytes, context: Any) -> bytes:
-        if self._stopping:
-            raise refusal.stopping()
-        try:
-            request = handler.request_deserializer(raw)
-        except DecodeError:
-            raise refusal.bad_message(name) from None
-        response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
-        return response
+    async def _answer(
+        self, handler: Any, method: str, raw: bytes, context: Any, call: ObservedCall | Unobserved
+    ) -> bytes:
+        held = self._enter(context, len(raw))
+        caller = self._admit(method, context)
+        request = _parsed(handler, method, raw)
+        call.received(request)
+        caller.check(method, request)
+        response = caller.visible(await handler.unary_unary(request, context))
+        call.answered(response)
+        answer: bytes = handler.response_serializer(response)
+        self._hold(held, len(answer))
+        return answer
 
-    def _ended(self, ctx: object) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
+    async def _answer_stream(
+        self,
+        handler: Any,
+        method: str,
+        raws: AsyncIterator[bytes],
+        context: Any,
+        call: ObservedCall | Unobserved,
+    ) -> None:
+        if self._streams >= self._max_streams:
+            raise refusal.too_many_calls("streams")
+        held = self._enter(context, 0, streams=1)
+        caller = self._admit(method, context)
+        sizes: deque[int] = deque()
+
+        async def requests() -> AsyncIterator[Any]:
+            while (raw := await self._next(raws)) is not None:
+                self._hold(held, len(raw))
+                sizes.append(len(raw))
+                message = _parsed(handler, method, raw)
+                call.received(message.request)
+                caller.check(method, message.request)
+                yield message
+
+        async with aclosing(handler.stream_stream(requests(), context)) as responses:
+            async for response in responses:
+                call.answered(response.response)
+                answer = handler.response_serializer(response)
+                self._hold(held, len(answer))
+                # Returns once gRPC has taken it, which is once the client reads.
+                await context.write(answer)
+                self._release(held, sizes.popleft() + len(answer))
+
+    async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
+        """The next message of a stream; None at its end. Who waits for one does not hold up the stopping."""
+        reading = asyncio.ensure_future(_first(raws))
+        waited: list[asyncio.Future[Any]] = [reading, self._stopping]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise refusal.stopping()
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    def _admit(self, method: str, context: Any) -> Caller:
+        """Find out who calls, and whether he may, before his request is read."""
+        caller = self._access.admit(method, context.invocation_metadata() or ())
+        if self._no_administration and right_for(method) == "admin":
+            raise refusal.not_permitted(self._no_administration)
+        return caller
+
+    def _enter(self, context: Any, size: int, *, streams: int = 0) -> list[int]:
+        """Count a call until its end, which is when its answer is sent, or refuse it.
+
+        Args:
+            context: Of the call.
+            size: Bytes of its request.
+            streams: 1 for a stream.
+
+        Returns:
+            The bytes that it holds, in a list of one.
+        """
+        if self._stopping.done():
+            raise refusal.stopping()
+        if self._under_way >= self._max_calls:
+            raise refusal.too_many_calls("calls")
+        held = [0]
+        self._hold(held, size)
+        self._under_way += 1
+        self._streams += streams
+        self._idle.clear()
+
+        def ended(_: object) -> None:
+            self._release(held, held[0])
+            self._streams -= streams
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+        context.add_done_callback(ended)
+        return held
+
+    def _hold(self, held: list[int], size: int) -> None:
+        """Count a message of a call, or refuse the call; a call alone may hold more."""
+        if self._bytes > held[0] and self._bytes + size > self._max_bytes:
+            raise refusal.too_many_calls("bytes")
+        held[0] += size
+        self._bytes += size
+
+    def _release(self, held: list[int], size: int) -> None:
+        held[0] -= size
+        self._bytes -= size
+
+
+def _parsed(handler: Any, method: str, raw: bytes) -> Any:
+    try:
+        return handler.request_deserializer(raw)
+    except DecodeError:
+        raise refusal.bad_message(f"{method.rpartition('/')[2]}Request") from None
+
+
+async def _first(messages: AsyncIterator[bytes]) -> bytes | None:
+    async for message in messages:
+        return message
+    return None
+
+
+async def _abort(context: Any, method: str, error: Exception) -> Any:
+    """End a call in a status."""
+    if not isinstance(error, Refusal):
+        _log.error("%s failed", method, exc_info=error)
+        error = refusal.unexpected()
+    status = error.status()
+    return await context.abort(status.code, status.details, status.trailing_metadata or ())

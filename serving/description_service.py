@@ -36,6 +36,9 @@ class InfoService(info_pb2_grpc.InfoServiceServicer):
                 max_message_bytes=settings.max_message_bytes,
                 max_batch_tokens=batcher.max_batch_tokens,
                 max_queue_tokens=batcher.max_queue_tokens,
+                max_calls=settings.max_calls,
+                max_streams=settings.max_streams,
+                max_inflight_bytes=settings.max_inflight_bytes,
             ),
             versions={
                 **installed_versions("cognate"),

@@ -1,22 +1,29 @@
 """EmbeddingService: texts to embeddings."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from cognate.bundle import BundleManifest
 from cognate.v1 import embedding_pb2, embedding_pb2_grpc
 from cognate.vector_formats import cut
-from serving.batcher import Batcher
+from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
-from serving.refusal import bad_field
+from serving.queue import Caller
+from serving.refusal import Refusal, bad_field
 from serving.settings import Settings
+from serving.shared_encoding import SharedEncoder
+from serving.streams import Chunk, chunks, in_order
 from serving.vectors import write_vectors
+
+CHUNKS_AT_A_TIME = 2
+"""Of a stream: the next is tokenised while the model has one, and so many at most wait for a slow reader."""
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """Answers Encode. Raises ``Refusal``, which the boundary turns into a status."""
+    """Answers Encode and EncodeStream. Raises ``Refusal``, which the boundary turns into a status."""
 
-    def __init__(self, batcher: Batcher, model: BundleManifest, settings: Settings) -> None:
-        self._batcher = batcher
+    def __init__(self, encoder: SharedEncoder, model: BundleManifest, settings: Settings) -> None:
+        self._encoder = encoder
         self._model = model
         self._settings = settings
 
@@ -24,6 +31,32 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self, request: embedding_pb2.EncodeRequest, context: Any
     ) -> embedding_pb2.EncodeResponse:
         """Encode texts."""
+        return await self._encode(request, context, read_caller(context), streamed=False)
+
+    async def EncodeStream(  # noqa: N802
+        self, requests: AsyncIterator[embedding_pb2.EncodeStreamRequest], context: Any
+    ) -> AsyncIterator[embedding_pb2.EncodeStreamResponse]:
+        """Encode chunks of texts."""
+        caller = read_caller(context)
+
+        async def answer(
+            chunk: Chunk[embedding_pb2.EncodeStreamRequest],
+        ) -> embedding_pb2.EncodeStreamResponse:
+            try:
+                response = await self._encode(chunk.message.request, context, caller, streamed=True)
+            except Refusal as why:
+                raise why.in_chunk(chunk.number, chunk.message.id) from None
+            return embedding_pb2.EncodeStreamResponse(
+                id=chunk.message.id, first_text=chunk.first, response=response
+            )
+
+        numbered = chunks(requests, lambda message: len(message.request.texts))
+        async for response in in_order(numbered, answer, at_a_time=CHUNKS_AT_A_TIME):
+            yield response
+
+    async def _encode(
+        self, request: embedding_pb2.EncodeRequest, context: Any, caller: Caller, *, streamed: bool
+    ) -> embedding_pb2.EncodeResponse:
         check_count("texts", len(request.texts), self._settings.max_texts)
         texts = list(request.texts)
         for position, text in enumerate(texts):
@@ -35,7 +68,14 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         if request.format not in embedding_pb2.EmbeddingFormat.values():
             raise bad_field("format", f"{request.format} is no EmbeddingFormat")
         encoded = await encode_texts(
-            self._batcher, texts, request, context, default="passage", field="texts[{}]".format
+            self._encoder,
+            texts,
+            request,
+            context,
+            caller=caller,
+            streamed=streamed,
+            default="passage",
+            field="texts[{}]".format,
         )
         vectors = cut(encoded.vectors, request.dimension or self._model.dimension)
         return embedding_pb2.EncodeResponse(

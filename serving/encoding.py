@@ -9,14 +9,17 @@ from cognate.bundle import InputType
 from cognate.v1 import embedding_pb2
 from serving import refusal
 from serving.batcher import (
-    Batcher,
     BusyError,
     DeadlinePassedError,
     Encoded,
     EncodingFailedError,
+    OutOfMemoryError,
+    QueueTooLongError,
     TooLongError,
 )
+from serving.queue import Caller
 from serving.refusal import bad_field
+from serving.shared_encoding import SharedEncoder
 
 _INPUT_TYPES: dict[int, InputType] = {
     embedding_pb2.INPUT_TYPE_QUERY: "query",
@@ -45,27 +48,31 @@ def check_text(field: str, text: str, max_text_bytes: int) -> None:
 
 
 async def encode_texts(
-    batcher: Batcher,
+    encoder: SharedEncoder,
     texts: Sequence[str],
     request: Any,
     context: Any,
     *,
+    caller: Caller,
+    streamed: bool,
     default: InputType,
     field: Callable[[int], str],
 ) -> Encoded:
     """Encode a request's texts before its deadline.
 
     Args:
-        batcher: Encodes them.
+        encoder: Encodes them.
         texts: Checked already, at least one.
         request: Has input_type and truncation.
         context: Of the call.
+        caller: Whose call it is.
+        streamed: Whether it is a stream's chunk, which waits for its turn however full the queue is.
         default: The input type where the request says none.
         field: Gives a text's name in the request by its position.
 
     Raises:
         Refusal: An enum's value is unknown, a text is longer than the model takes and may not be cut, the
-            queue is full, the deadline passed, or the model failed.
+            queue is full or too long, the deadline passed, or the model failed.
     """
     if request.truncation not in _TRUNCATIONS:
         raise bad_field("truncation", f"{request.truncation} is no Truncation")
@@ -73,29 +80,39 @@ async def encode_texts(
         raise bad_field("input_type", f"{request.input_type} is no InputType")
     remaining = context.time_remaining()
     try:
-        return await batcher.encode(
+        return await encoder.encode(
             texts,
             _INPUT_TYPES.get(request.input_type, default),
+            caller=caller,
             truncate=_TRUNCATIONS[request.truncation],
             deadline=math.inf if remaining is None else time.monotonic() + remaining,
+            refuse=not streamed,
         )
     except TooLongError as error:
         raise bad_field(
             field(error.position),
-            f"has more than the {batcher.max_length} tokens that the model reads, and truncation is refused",
+            f"has more than the {encoder.batcher.max_length} tokens that the model reads, "
+            "and truncation is refused",
             "TEXT_TOO_LONG",
         ) from None
+    except QueueTooLongError as error:
+        raise refusal.queue_too_long(error.retry_after) from None
     except BusyError as error:
         raise refusal.queue_full(error.retry_after) from None
     except DeadlinePassedError:
         raise refusal.deadline_passed() from None
+    except OutOfMemoryError:
+        raise refusal.out_of_memory() from None
     except EncodingFailedError:
         raise refusal.encoding_failed() from None
 
 
 def usages(encoded: Encoded) -> list[embedding_pb2.TextUsage]:
     """How each text was read."""
-    return [embedding_pb2.TextUsage(tokens=len(text.ids), truncated=text.truncated) for text in encoded.texts]
+    return [
+        embedding_pb2.TextUsage(tokens=usage.tokens, truncated=usage.truncated, cached=usage.cached)
+        for usage in encoded.usages
+    ]
 
 
 def timings(encoded: Encoded | None, search_seconds: float = 0.0) -> embedding_pb2.Timings:

@@ -135,6 +135,10 @@ class IndexRegistry:
         """The names that are served, sorted."""
         return sorted(self._served)
 
+    def indexes(self) -> dict[str, Index]:
+        """The current versions by name, to look at; for any thread. One may be closed by then."""
+        return {name: served.version.index for name, served in list(self._served.items())}
+
     def find(self, name: str) -> tuple[str, Version]:
         """The version that a search takes. Hold it, by ``with``, before anything is awaited.
 

@@ -3,15 +3,37 @@
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+Priority = Literal["interactive", "bulk"]
 
 WINDOW_BATCHES = 4
 """How many full batches of waiting texts are looked at for the next one; bounds the time of a look."""
 
+BULK_TURN = 8
+"""Where both priorities wait, bulk has one batch in so many."""
+
 
 class QueueFullError(Exception):
     """There is no room for a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose a call is.
+
+    Attributes:
+        tenant: Tenants take turns; those who do not say are one.
+        priority: "bulk" gives way.
+    """
+
+    tenant: str = ""
+    priority: Priority = "interactive"
+
+
+ANYONE = Caller()
 
 
 @dataclass(eq=False, slots=True)
@@ -20,13 +42,17 @@ class Call:
 
     Attributes:
         deadline: When its answer is of no more use, by ``time.monotonic``.
+        caller: Whose it is.
+        bounded: Whether its tokens count against the bound.
         tokens: How many of its tokens count as waiting.
         texts: The token ids of each text.
         waiting: Positions of the texts that wait, longest first.
     """
 
     deadline: float
-    tokens: int
+    caller: Caller
+    bounded: bool
+    tokens: int = 0
     texts: Sequence[Sequence[int]] = ()
     waiting: list[int] = field(default_factory=list)
 
@@ -35,11 +61,26 @@ Share = tuple[Call, list[int]]
 """A call's part in a batch: which of its texts."""
 
 
+class _Lane:
+    """The calls of one priority.
+
+    Attributes:
+        turns: The calls whose texts wait, by tenant; both in the order of their turns.
+        bounded: Tokens that count against the bound, by tenant; never 0.
+    """
+
+    def __init__(self) -> None:
+        self.turns: OrderedDict[str, OrderedDict[Call, None]] = OrderedDict()
+        self.bounded: dict[str, int] = {}
+
+
 class TextQueue:
     """Texts of many calls, bounded by their tokens. Safe to use from several threads.
 
-    Calls take turns: the one at the head has waited longest since it came or last had a part in a batch,
-    and always has a part in the next one. So a large call does not hold up small ones, nor they it.
+    A batch is of one priority: interactive before bulk, but that bulk has one batch in BULK_TURN. Within a
+    priority tenants take turns: the one at the head has waited longest since it came or last was at the
+    head, and always has a part in the next batch. So do the calls of a tenant. So neither a large call nor
+    many of them hold up anybody else.
     """
 
     def __init__(
@@ -48,7 +89,7 @@ class TextQueue:
         """Make an empty queue.
 
         Args:
-            max_queue_tokens: Tokens waiting, over which calls are refused.
+            max_queue_tokens: Tokens waiting, of a priority, over which calls are refused.
             max_batch_tokens: As in ``choose_batch``.
             max_batch_texts: As in ``choose_batch``.
             run_tokens: As in ``choose_batch``.
@@ -58,8 +99,9 @@ class TextQueue:
         self.max_batch_texts = max_batch_texts
         self._run_tokens = run_tokens
         self._tokens = 0
-        # In the order of their turns; the values mean nothing.
-        self._calls: OrderedDict[Call, None] = OrderedDict()
+        self._lanes: dict[Priority, _Lane] = {"interactive": _Lane(), "bulk": _Lane()}
+        # Batches since bulk had one, or since none of it waited.
+        self._bulk_waited = 0
         self._lock = threading.Lock()
 
     @property
@@ -70,25 +112,26 @@ class TextQueue:
     @property
     def empty(self) -> bool:
         """Whether no text waits."""
-        return not self._calls
+        return not any(lane.turns for lane in self._lanes.values())
 
-    def admit(self, tokens: int, deadline: float) -> Call:
+    def admit(self, tokens: int, deadline: float, caller: Caller = ANYONE, *, bounded: bool = True) -> Call:
         """Let a call in, before its texts are known.
-
-        An empty queue takes any call, so that one that is larger than the bound is not refused for ever.
 
         Args:
             tokens: About how many it will have.
             deadline: When its answer is of no more use, by ``time.monotonic``.
+            caller: Whose it is.
+            bounded: False for one that is bounded elsewhere; it is let in, and takes no room from others.
 
         Raises:
             QueueFullError: There is no room for so many.
         """
+        call = Call(deadline, caller, bounded)
         with self._lock:
-            if self._tokens and self._tokens + tokens > self.max_queue_tokens:
+            if bounded and not self._has_room(tokens, caller):
                 raise QueueFullError
-            self._tokens += tokens
-        return Call(deadline, tokens)
+            self._count(call, tokens)
+        return call
 
     def put(self, call: Call, texts: Sequence[Sequence[int]]) -> None:
         """Give an admitted call its texts, at the end of the queue.
@@ -100,15 +143,40 @@ class TextQueue:
         call.texts = texts
         call.waiting = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
         with self._lock:
-            tokens = sum(map(len, texts))
-            self._tokens += tokens - call.tokens
-            call.tokens = tokens
-            self._calls[call] = None
+            self._count(call, sum(map(len, texts)) - call.tokens)
+            turns = self._lanes[call.caller.priority].turns
+            turns.setdefault(call.caller.tenant, OrderedDict())[call] = None
 
     def discard(self, call: Call) -> None:
         """Drop whatever of a call still waits."""
         with self._lock:
             self._discard(call)
+
+    def ahead(self, tokens: int, caller: Caller = ANYONE) -> int:
+        """Tokens to encode until all of a call that came now would be, its own included.
+
+        By the turns that calls take: of another, as many go before as of this one, or a batch; likewise of
+        another tenant. What comes later is not known, and not counted.
+
+        Args:
+            tokens: Of the call.
+            caller: Whose it is.
+        """
+        with self._lock:
+            own, others = tokens, []
+            turn = max(tokens, self.max_batch_tokens)
+            for tenant, calls in self._lanes[caller.priority].turns.items():
+                if tenant == caller.tenant:
+                    own += sum(min(call.tokens, turn) for call in calls)
+                else:
+                    others.append(sum(call.tokens for call in calls))
+            turn = max(own, self.max_batch_tokens)
+            first = self._lanes["interactive"].turns.values() if caller.priority == "bulk" else ()
+            return (
+                own
+                + sum(min(waiting, turn) for waiting in others)
+                + sum(call.tokens for calls in first for call in calls)
+            )
 
     def take(self, now: float) -> tuple[list[Share], list[Call]]:
         """Take the next batch out.
@@ -121,45 +189,105 @@ class TextQueue:
             has passed.
         """
         with self._lock:
-            expired: list[Call] = []
-            candidates: list[tuple[Call, int]] = []
-            for call in self._calls:
-                if call.deadline <= now:
-                    expired.append(call)
-                    continue
-                candidates.extend((call, position) for position in call.waiting[: self.max_batch_texts])
-                if len(candidates) >= WINDOW_BATCHES * self.max_batch_texts:
+            dropped: list[Call] = []
+            for priority in self._order():
+                lane = self._lanes[priority]
+                candidates, expired = self._candidates(lane, now)
+                dropped += expired
+                for call in expired:
+                    self._discard(call)
+                if candidates:
                     break
-            for call in expired:
-                self._discard(call)
+            else:
+                return [], dropped
+            if priority == "bulk" or not self._lanes["bulk"].turns:
+                self._bulk_waited = 0
+            else:
+                self._bulk_waited += 1
             chosen = choose_batch(
                 [len(call.texts[position]) for call, position in candidates],
                 max_batch_tokens=self.max_batch_tokens,
                 max_batch_texts=self.max_batch_texts,
                 run_tokens=self._run_tokens,
             )
+            # Others may have a part too, by their length; they keep their place.
+            lane.turns.move_to_end(candidates[0][0].caller.tenant)
             shares = itertools.groupby((candidates[index] for index in chosen), key=lambda pair: pair[0])
             batch = [(call, [position for _, position in pairs]) for call, pairs in shares]
             for call, positions in batch:
                 self._take(call, positions)
-            return batch, expired
+            return batch, dropped
+
+    def _order(self) -> Iterable[Priority]:
+        return ("bulk", "interactive") if self._bulk_waited >= BULK_TURN - 1 else ("interactive", "bulk")
+
+    def _candidates(self, lane: _Lane, now: float) -> tuple[list[tuple[Call, int]], list[Call]]:
+        """The texts to look at, in the order of their turns, as many of each tenant; and expired calls."""
+        candidates: list[tuple[Call, int]] = []
+        expired: list[Call] = []
+        window = WINDOW_BATCHES * self.max_batch_texts
+        share = max(1, window // max(1, len(lane.turns)))
+        for calls in lane.turns.values():
+            room = min(share, window - len(candidates))
+            for call in calls:
+                if room <= 0:
+                    break
+                if call.deadline <= now:
+                    expired.append(call)
+                    continue
+                some = call.waiting[: min(room, self.max_batch_texts)]
+                candidates.extend((call, position) for position in some)
+                room -= len(some)
+        return candidates, expired
+
+    def _has_room(self, tokens: int, caller: Caller) -> bool:
+        """Whether a call is let in.
+
+        An empty queue takes any call, so that one that is larger than the bound is not refused for ever. And
+        where others have filled it, there is still room for a tenant's fair share of it, up to twice the
+        bound in all.
+        """
+        bounded = self._lanes[caller.priority].bounded
+        waiting = sum(bounded.values())
+        if not waiting or waiting + tokens <= self.max_queue_tokens:
+            return True
+        own = bounded.get(caller.tenant, 0)
+        tenants = len(bounded) + (not own)
+        return (
+            tokens + own <= self.max_queue_tokens // tenants and waiting + tokens <= 2 * self.max_queue_tokens
+        )
+
+    def _count(self, call: Call, tokens: int) -> None:
+        """Count so many more of a call's tokens as waiting."""
+        call.tokens += tokens
+        self._tokens += tokens
+        if call.bounded:
+            bounded = self._lanes[call.caller.priority].bounded
+            bounded[call.caller.tenant] = bounded.get(call.caller.tenant, 0) + tokens
+            if not bounded[call.caller.tenant]:
+                del bounded[call.caller.tenant]
 
     def _take(self, call: Call, positions: list[int]) -> None:
-        tokens = sum(len(call.texts[position]) for position in positions)
-        self._tokens -= tokens
-        call.tokens -= tokens
+        self._count(call, -sum(len(call.texts[position]) for position in positions))
         taken = set(positions)
         head = call.waiting[: self.max_batch_texts]
         call.waiting[: len(head)] = [position for position in head if position not in taken]
         if call.waiting:
-            self._calls.move_to_end(call)
+            self._lanes[call.caller.priority].turns[call.caller.tenant].move_to_end(call)
         else:
-            del self._calls[call]
+            self._remove(call)
 
     def _discard(self, call: Call) -> None:
-        self._tokens -= call.tokens
-        call.tokens = 0
-        self._calls.pop(call, None)
+        self._count(call, -call.tokens)
+        self._remove(call)
+
+    def _remove(self, call: Call) -> None:
+        turns = self._lanes[call.caller.priority].turns
+        calls = turns.get(call.caller.tenant)
+        if calls is not None:
+            calls.pop(call, None)
+            if not calls:
+                del turns[call.caller.tenant]
 
 
 def choose_batch(

@@ -1,6 +1,7 @@
 """Why a call is refused: a status code, a sentence, and details that a program can read."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -15,6 +16,9 @@ DOMAIN = "cognate"
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 60.0
 
+CALLS_RETRY_SECONDS = 0.25
+"""When to come again where calls are too many: nobody knows when one ends."""
+
 
 class Refusal(Exception):  # noqa: N818
     """A call that is not answered, and why.
@@ -24,6 +28,7 @@ class Refusal(Exception):  # noqa: N818
         reason: A name for the reason that never changes.
         sentence: What was wrong, where, and what to do.
         details: ``google.rpc`` messages beside the reason.
+        metadata: Of the reason.
     """
 
     def __init__(
@@ -34,10 +39,26 @@ class Refusal(Exception):  # noqa: N818
         self.reason = reason
         self.sentence = sentence
         self.details = details
+        self.metadata: dict[str, str] = {}
+
+    def in_chunk(self, number: int, identifier: int) -> Self:
+        """Say which chunk of a stream it is for.
+
+        Args:
+            number: Of the chunks before it.
+            identifier: The caller's own.
+        """
+        self.sentence = f"chunk {number} of the stream: {self.sentence}"
+        self.metadata = {"chunk": str(number), "id": str(identifier)}
+        for detail in self.details:
+            if isinstance(detail, error_details_pb2.BadRequest):
+                for violation in detail.field_violations:
+                    violation.field = f"request.{violation.field}"
+        return self
 
     def status(self) -> grpc.Status:
         """What gRPC sends: the code, the sentence, and a ``google.rpc.Status`` with the details."""
-        reason = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        reason = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         packed = []
         for detail in (reason, *self.details):
             anything = any_pb2.Any()
@@ -98,28 +119,65 @@ def index_refused(why: CognateError) -> Refusal:
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, reason, str(why))
 
 
-def administration_off() -> Refusal:
-    """A change that the server lets nobody make."""
-    return Refusal(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "ADMIN_OFF",
-        "this server lets nobody change its indexes; start it with --admin to let whoever reaches its port",
-    )
-
-
 def queue_full(retry_seconds: float) -> Refusal:
     """More texts wait than the server takes.
 
     Args:
         retry_seconds: After which there may be room.
     """
+    return _overload("QUEUE_FULL", "too many texts are waiting to be encoded", retry_seconds)
+
+
+def queue_too_long(retry_seconds: float) -> Refusal:
+    """What waits would take until after the call's deadline.
+
+    Args:
+        retry_seconds: After which the same deadline may do.
+    """
+    return _overload(
+        "QUEUE_TOO_LONG",
+        "the texts that are waiting to be encoded take longer than the call's deadline",
+        retry_seconds,
+    )
+
+
+def too_many_calls(what: str) -> Refusal:
+    """The server has as many calls, streams or bytes under way as it takes.
+
+    Args:
+        what: There are too many of.
+    """
+    return _overload("TOO_MANY_CALLS", f"this server has too many {what} under way", CALLS_RETRY_SECONDS)
+
+
+def bad_key(sentence: str) -> Refusal:
+    """A call without a key, or with one that is not known."""
+    return Refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_KEY", sentence)
+
+
+def not_permitted(sentence: str) -> Refusal:
+    """A call that its key, or the port it came to, does not allow."""
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", sentence)
+
+
+def rate_limited(name: str, retry_seconds: float) -> Refusal:
+    """A key asks for more than its limit.
+
+    Args:
+        name: The key's.
+        retry_seconds: After which this call would be within it.
+    """
+    return _overload("RATE_LIMITED", f"the key {name!r} is over its limit", retry_seconds)
+
+
+def _overload(reason: str, why: str, retry_seconds: float) -> Refusal:
     seconds = min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(round(seconds * 1000))
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "QUEUE_FULL",
-        f"too many texts are waiting to be encoded; try again in {seconds:.2f} s",
+        reason,
+        f"{why}; try again in {seconds:.2f} s",
         [error_details_pb2.RetryInfo(retry_delay=delay)],
     )
 
@@ -146,6 +204,16 @@ def encoding_failed() -> Refusal:
         grpc.StatusCode.INTERNAL,
         "ENCODING_FAILED",
         "the model failed on a batch with a text of this call; the server's log says why",
+    )
+
+
+def out_of_memory() -> Refusal:
+    """The model had no memory for a batch."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "OUT_OF_MEMORY",
+        "the model had no memory for a batch with a text of this call; send shorter texts, or run the server "
+        "with more memory or a smaller max_batch_tokens",
     )
 
 

@@ -1,22 +1,27 @@
 """SearchService: texts and vectors to hits."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cognate.bundle import BundleManifest
 from cognate.index import Index
 from cognate.processors import available_cores
 from cognate.records import Record
 from cognate.v1 import search_pb2, search_pb2_grpc
-from serving.batcher import Batcher, Encoded
+from serving.batcher import Encoded
+from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
 from serving.indexes import IndexRegistry, Version
-from serving.refusal import bad_field
+from serving.queue import Caller
+from serving.refusal import Refusal, bad_field
 from serving.settings import Settings
+from serving.shared_encoding import SharedEncoder
+from serving.streams import Chunk, chunks, in_order
 from serving.vectors import read_vector
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -24,22 +29,28 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
-    """Answers Search. Raises ``Refusal``, which the boundary turns into a status."""
+    """Answers Search and SearchStream. Raises ``Refusal``, which the boundary turns into a status."""
 
     def __init__(
-        self, batcher: Batcher, indexes: IndexRegistry, *, dimension: int, settings: Settings
+        self,
+        encoder: SharedEncoder,
+        indexes: IndexRegistry,
+        *,
+        model: BundleManifest,
+        settings: Settings,
     ) -> None:
         """Make the service.
 
         Args:
-            batcher: Encodes text queries.
-            indexes: Of the batcher's model.
-            dimension: Of the model's vectors.
+            encoder: Encodes text queries.
+            indexes: Of the encoder's model.
+            model: The encoder's.
             settings: The server's.
         """
-        self._batcher = batcher
+        self._encoder = encoder
         self._indexes = indexes
-        self._dimension = dimension
+        self._model = model
+        self._dimension = model.dimension
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cores(), "search")
 
@@ -51,14 +62,48 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: Any
     ) -> search_pb2.SearchResponse:
         """Search an index with texts and vectors."""
+        return await self._search(request, context, read_caller(context), streamed=False)
+
+    async def SearchStream(  # noqa: N802
+        self, requests: AsyncIterator[search_pb2.SearchStreamRequest], context: Any
+    ) -> AsyncIterator[search_pb2.SearchStreamResponse]:
+        """Search with chunks of queries."""
+        caller = read_caller(context)
+
+        async def answer(
+            chunk: Chunk[search_pb2.SearchStreamRequest],
+        ) -> search_pb2.SearchStreamResponse:
+            try:
+                response = await self._search(chunk.message.request, context, caller, streamed=True)
+            except Refusal as why:
+                raise why.in_chunk(chunk.number, chunk.message.id) from None
+            return search_pb2.SearchStreamResponse(
+                id=chunk.message.id, first_query=chunk.first, response=response
+            )
+
+        numbered = chunks(requests, lambda message: len(message.request.queries))
+        # One at a time: an answer may be of MAX_ANSWER_BYTES.
+        async for response in in_order(numbered, answer, at_a_time=1):
+            yield response
+
+    async def _search(
+        self, request: search_pb2.SearchRequest, context: Any, caller: Caller, *, streamed: bool
+    ) -> search_pb2.SearchResponse:
         self._check(request)
         name, version = self._indexes.find(request.index)
         # One version for all of the answer: whatever is loaded meanwhile, this one stays open.
         with version:
-            return await self._search(name, version, request, context)
+            return await self._answer(name, version, request, context, caller, streamed=streamed)
 
-    async def _search(
-        self, name: str, version: Version, request: search_pb2.SearchRequest, context: Any
+    async def _answer(
+        self,
+        name: str,
+        version: Version,
+        request: search_pb2.SearchRequest,
+        context: Any,
+        caller: Caller,
+        *,
+        streamed: bool,
     ) -> search_pb2.SearchResponse:
         vectors = np.empty((len(request.queries), self._dimension), np.float32)
         texts: dict[int, str] = {}
@@ -76,7 +121,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 )
             else:
                 raise bad_field(f"queries[{position}]", "has neither a text nor an embedding")
-        encoded = await self._encode(texts, vectors, request, context)
+        encoded = await self._encode(texts, vectors, request, context, caller, streamed=streamed)
         started = time.monotonic()
         results = await version.run(self._threads, _find, vectors, request)
         response = search_pb2.SearchResponse(
@@ -85,6 +130,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             fingerprint=version.index.manifest.fingerprint,
             index_version=version.index.version,
             timings=timings(encoded, time.monotonic() - started),
+            model=self._model.model,
         )
         if encoded:
             for position, usage in zip(texts, usages(encoded), strict=True):
@@ -97,16 +143,21 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         vectors: NDArray[np.float32],
         request: search_pb2.SearchRequest,
         context: Any,
+        caller: Caller,
+        *,
+        streamed: bool,
     ) -> Encoded | None:
         """Encode the text queries into their rows."""
         if not texts:
             return None
         positions = list(texts)
         encoded = await encode_texts(
-            self._batcher,
+            self._encoder,
             list(texts.values()),
             request,
             context,
+            caller=caller,
+            streamed=streamed,
             default="query",
             field=lambda number: f"queries[{positions[number]}].text",
         )

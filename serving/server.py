@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Self
 
 import grpc
 import grpc.aio
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -29,15 +31,23 @@ from cognate.v1 import (
     search_pb2,
     search_pb2_grpc,
 )
+from serving.access import Access
 from serving.batcher import Batcher
 from serving.boundary import Boundary
+from serving.certificates import Certificates
 from serving.description_service import InfoService
 from serving.embedding_service import EmbeddingService
 from serving.index_service import IndexService
 from serving.index_watch import IndexWatch
 from serving.indexes import IndexRegistry
+from serving.logs import CallLog, logging_to_standard_error
+from serving.metrics import CacheCounts, Metrics
+from serving.metrics_port import MetricsPort
+from serving.observing import Observer, observing
 from serving.search_service import SearchService
 from serving.settings import Settings
+from serving.shared_encoding import SharedEncoder
+from serving.tracing import spans_to
 
 SERVICES = tuple(
     service.full_name
@@ -45,6 +55,9 @@ SERVICES = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 """The contract's services, by their full names."""
+
+ALL_WORKERS = "cognate.workers"
+"""The name in grpc.health.v1 that tells whether all workers are up."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +70,30 @@ class Server:
         address: HOST:PORT that it listens on, once started.
         port: The port of it; the one that was found where the settings say 0.
         indexes: What is searched, once started.
+        admin_port: That of the methods that change indexes, where it is another one.
+        metrics_port: That metrics are published on, once started; None where they are not.
+        metrics: What is measured, for what else can be watched; None where nothing is.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, shares_port: bool = False) -> None:
+        """Make a server; nothing is opened yet.
+
+        Args:
+            settings: What it serves.
+            shares_port: Whether others of this user may listen on its port too: the other workers.
+        """
         self.settings = settings
         self.address = ""
         self.port = 0
         self.indexes: IndexRegistry
+        self.admin_port: int | None = None
+        self.metrics_port: int | None = None
+        self.metrics = None if settings.metrics_port is None else Metrics()
+        self._shares_port = shares_port
+        self._observe = observing(())
+        self._access = Access()
+        self._certificates: Certificates | None = None
+        self._health = health.aio.HealthServicer()
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -72,9 +102,15 @@ class Server:
         Raises:
             ArtifactError: The bundle or an index is missing or damaged.
             FingerprintError: An index is of another bundle.
-            CognateError: The device is not there, or the port cannot be listened on.
+            CognateError: The device is not there, the port cannot be listened on, or the keys or the
+                certificate are not what they should be.
         """
         settings = self.settings
+        self._access = Access(settings.keys)
+        if settings.tls_certificate and settings.tls_key:
+            self._certificates = Certificates(
+                settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+            )
         encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
         async with contextlib.AsyncExitStack() as stack:
             indexes = IndexRegistry(fingerprint=encoder.fingerprint, device=settings.device)
@@ -88,42 +124,69 @@ class Server:
                 encoder,
                 max_batch_tokens=settings.max_batch_tokens,
                 max_queue_tokens=settings.max_queue_tokens,
+                on_batch=self.metrics.batch_ran if self.metrics else None,
             )
             stack.callback(batcher.close)
-            search = SearchService(batcher, indexes, dimension=encoder.dimension, settings=settings)
+            shared = SharedEncoder(batcher, settings.cache_bytes)
+            model = encoder.bundle.manifest
+            search = SearchService(shared, indexes, model=model, settings=settings)
             stack.callback(search.close)
-            boundary = Boundary()
-            server = grpc.aio.server(
-                interceptors=[boundary],
-                options=[
-                    ("grpc.max_receive_message_length", settings.max_message_bytes),
-                    # Else a second server would take half the calls of the first, and none would know.
-                    ("grpc.so_reuseport", 0),
-                ],
-            )
-            embedding = EmbeddingService(batcher, encoder.bundle.manifest, settings)
+            self._observe = observing(self._observers(stack))
+            boundary = self._make_boundary(_no_administration(settings))
+            server = self._make_server(boundary)
+            embedding = EmbeddingService(shared, model, settings)
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_pb2_grpc.add_IndexServiceServicer_to_server(IndexService(indexes, settings), server)  # type: ignore[no-untyped-call]
+            index_service = IndexService(indexes, settings)
+            index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
-            answers_health = health.aio.HealthServicer()
-            health_pb2_grpc.add_HealthServicer_to_server(answers_health, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            if settings.channelz:
+                channelz.add_channelz_servicer(server)
+                names = (*names, channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
             reflection.enable_server_reflection(names, server)
-            self.port = _listen(server, settings.host, settings.port)
-            self.address = _address(settings.host, self.port)
+            self.port = self._listen(server, settings.port)
+            self.address = address_of(settings.host, self.port)
+            if self.metrics and settings.metrics_port is not None:
+                self.metrics.watch_server(encoder)
+                self.metrics.watch_queue(batcher)
+                self.metrics.watch_indexes(indexes.indexes)
+                cache = shared.cache
+                self.metrics.watch_cache("query", lambda: CacheCounts(cache.hits, cache.misses, cache.size))
+                published = MetricsPort(self.metrics.registry, settings.metrics_host, settings.metrics_port)
+                stack.callback(published.close)
+                self.metrics_port = published.port
             for name in ("", *SERVICES):
-                await answers_health.set(name, health_pb2.HealthCheckResponse.SERVING)
+                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
             stack.push_async_callback(server.stop, None)
             await server.start()
-            stack.push_async_callback(self._drain, boundary, answers_health)
+            if settings.admin_port is not None:
+                await self._start_administration(stack, settings.admin_port, index_service, info)
+            stack.push_async_callback(self._drain, boundary)
             self.indexes = indexes
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, finish those under way within the grace, and end."""
         await self._stack.aclose()
+
+    def reload(self) -> None:
+        """Read the keys and the certificate again. Bad ones change nothing, and are logged."""
+        self._access.reload()
+        if self._certificates:
+            self._certificates.reload()
+
+    async def reload_all(self) -> None:
+        """``reload``, and look again at the folder of each index."""
+        self.reload()
+        await self.indexes.reload()
+
+    async def tell_of_workers(self, *, all_up: bool) -> None:
+        """Let health tell, under the name ``ALL_WORKERS``, whether all workers are up."""
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(ALL_WORKERS, status.SERVING if all_up else status.NOT_SERVING)
 
     async def __aenter__(self) -> Self:
         """Start, and return the server."""
@@ -136,8 +199,69 @@ class Server:
         """Stop."""
         await self.stop()
 
-    async def _drain(self, boundary: Boundary, answers_health: health.aio.HealthServicer) -> None:
-        await answers_health.enter_graceful_shutdown()
+    def _observers(self, stack: contextlib.AsyncExitStack) -> list[Observer]:
+        """Who is told of calls; the log last, when the trace's id is known."""
+        observers: list[Observer] = []
+        if self.metrics:
+            observers.append(self.metrics)
+        if spans := spans_to(os.environ):
+            stack.callback(spans.close)
+            observers.append(spans)
+        if self.settings.log_level == "debug" and self.settings.log_sample:
+            observers.append(CallLog(sample=self.settings.log_sample, texts=self.settings.log_texts))
+        return observers
+
+    def _make_boundary(self, no_administration: str = "") -> Boundary:
+        settings = self.settings
+        return Boundary(
+            self._observe,
+            self._access,
+            max_calls=settings.max_calls,
+            max_streams=settings.max_streams,
+            max_bytes=settings.max_inflight_bytes,
+            no_administration=no_administration,
+        )
+
+    def _make_server(self, boundary: Boundary) -> grpc.aio.Server:
+        settings = self.settings
+        return grpc.aio.server(
+            interceptors=[boundary],
+            # The boundary refuses with details, but counts a call once its message is here, and counts no
+            # checks of health. This is for what floods beyond that.
+            maximum_concurrent_rpcs=2 * settings.max_calls,
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Else a second server would take half the calls of the first, and none would know.
+                ("grpc.so_reuseport", int(self._shares_port)),
+                ("grpc.enable_channelz", int(settings.channelz)),
+            ],
+        )
+
+    def _listen(self, server: grpc.aio.Server, port: int) -> int:
+        host = self.settings.host
+        try:
+            if self._certificates:
+                return server.add_secure_port(address_of(host, port), self._certificates.credentials())
+            return server.add_insecure_port(address_of(host, port))
+        except RuntimeError:
+            raise CognateError(why_not_listening(host, port)) from None
+
+    async def _start_administration(
+        self, stack: contextlib.AsyncExitStack, port: int, indexes: IndexService, info: InfoService
+    ) -> None:
+        """Take the calls that change indexes, and those that tell of them, on a port of their own."""
+        boundary = self._make_boundary()
+        server = self._make_server(boundary)
+        index_pb2_grpc.add_IndexServiceServicer_to_server(indexes, server)  # type: ignore[no-untyped-call]
+        info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self.admin_port = self._listen(server, port)
+        stack.push_async_callback(server.stop, None)
+        await server.start()
+        stack.push_async_callback(boundary.drain, self.settings.grace_seconds)
+
+    async def _drain(self, boundary: Boundary) -> None:
+        await self._health.enter_graceful_shutdown()
         if not await boundary.drain(self.settings.grace_seconds):
             _log.warning(
                 "calls were still under way after %g s, and are cut off", self.settings.grace_seconds
@@ -147,6 +271,8 @@ class Server:
 def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. In the main thread; a second signal ends at once.
 
+    While it runs, the process's log goes to standard error, as the settings say.
+
     Args:
         settings: What to serve.
         on_ready: Called once calls are taken.
@@ -154,17 +280,28 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) ->
     Raises:
         CognateError: As ``Server.start``.
     """
-    asyncio.run(_run(settings, on_ready))
+    with logging_to_standard_error(settings.log_format, settings.log_level):
+        asyncio.run(serve(Server(settings), on_ready))
+        _log.info("stopped")
 
 
-async def _run(settings: Settings, on_ready: Callable[[Server], None] | None) -> None:
+async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> None:
+    """As ``run``, in an event loop that is there already; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     told_to_stop = asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
-    async with Server(settings) as server:
+    async with server:
         # Only now: until calls are taken, there is nothing to finish.
         for number in signals:
             loop.add_signal_handler(number, told_to_stop.set)
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            task = loop.create_task(server.reload_all())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
         if on_ready is not None:
             on_ready(server)
         await told_to_stop.wait()
@@ -187,19 +324,44 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
-    address = _address(host, port)
+def exposure(settings: Settings) -> str | None:
+    """What is dangerous about where a server listens; None where nothing is."""
+    if settings.tls_certificate or _is_loopback(settings.host):
+        return None
+    if settings.keys:
+        return f"on {settings.host} without TLS, keys and texts travel for all on the way to read"
+    return (
+        f"on {settings.host} without TLS and without keys, whoever reaches the port may call and read along"
+    )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return server.add_insecure_port(address)
-    except RuntimeError:
-        raise CognateError(_why_not(host, port)) from None
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _address(host: str, port: int) -> str:
+def _no_administration(settings: Settings) -> str:
+    """Why methods that change indexes are refused on the port of the others; empty where they are not."""
+    if settings.admin_port is not None:
+        return "the indexes of this server are administered on another port"
+    if settings.workers > 1:
+        return (
+            f"this server has {settings.workers} workers, and a change would reach only one; publish "
+            "versions in a folder that it watches, restart it with other indexes, or run one worker"
+        )
+    if not settings.admin and settings.keys is None:
+        return "administration is off; start the server with --admin, --admin-port or keys with that right"
+    return ""
+
+
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT, as gRPC takes it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _why_not(host: str, port: int) -> str:
+def why_not_listening(host: str, port: int) -> str:
     """Why a port cannot be listened on, which gRPC does not tell: ask the system."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from cognate.errors import CognateError
+from serving.logs import LogFormat, LogLevel
 
 DEFAULT_INDEX = "default"
 """The name of an index that is given none, and the one that a search without a name takes."""
@@ -52,9 +53,29 @@ class Settings(BaseSettings):
         max_message_bytes: Bytes of a request.
         max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
             for, so that a smaller one makes for shorter waits. None: what suits the device.
-        max_queue_tokens: Tokens waiting, over which calls are refused. None: 128 full batches.
+        max_queue_tokens: Tokens waiting, of a priority, over which calls are refused. None: 128 full batches.
+        max_calls: Calls under way, streams included, over which others are refused.
+        max_streams: Streams under way, over which others are refused.
+        max_inflight_bytes: Bytes of the requests and answers under way, over which calls are refused.
+        cache_bytes: Of the vectors of queries that are kept for who asks again; 0 keeps none.
         grace_seconds: How long calls that are under way may take once the server is told to stop. The
             default is less than the 30 seconds after which Kubernetes kills.
+        metrics_port: For Prometheus, ``cognate top`` and the like, over HTTP; 0 takes any that is free.
+            None: metrics are neither kept nor published.
+        metrics_host: The address of that port, whatever ``host`` is: metrics tell the names of indexes.
+        log_format: Of the log, on standard error: "text" for people, "json" for programs, an object a line.
+        log_level: From which level on there is a log; "debug" has a line for each call.
+        log_sample: The share of calls that have a line, 0 to 1.
+        log_texts: Whether those lines tell what was asked. The texts of callers may be secret.
+        channelz: Whether gRPC's own state (connections, streams, bytes) can be asked for on the port, by the
+            standard service ``grpc.channelz.v1``. It tells callers the addresses of others.
+        tls_certificate: PEM, the server's certificate and those between it and the root. None: no TLS.
+        tls_key: PEM, its private key.
+        tls_client_ca: PEM, the roots that a client's certificate must come from. None: clients need none.
+        keys: A file of API keys, as ``serving.keys`` has it. None: whoever reaches the port may call.
+        admin_port: Where the methods that change indexes are, and nowhere else. None: on ``port``.
+        workers: Processes that share the port, each with a model of its own. ``threads``, the queue and the
+            limits of keys are each worker's.
     """
 
     model_config = SettingsConfigDict(
@@ -78,7 +99,24 @@ class Settings(BaseSettings):
     max_message_bytes: int = pydantic.Field(default=16 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
     max_batch_tokens: int | None = pydantic.Field(default=None, ge=1, le=16 * 1024 * 1024)
     max_queue_tokens: int | None = pydantic.Field(default=None, ge=1, le=2**31 - 1)
+    max_calls: int = pydantic.Field(default=1024, ge=1, le=1024 * 1024)
+    max_streams: int = pydantic.Field(default=64, ge=1, le=1024 * 1024)
+    max_inflight_bytes: int = pydantic.Field(default=256 * 1024 * 1024, ge=1024, le=2**40)
+    cache_bytes: int = pydantic.Field(default=32 * 1024 * 1024, ge=0, le=2**40)
     grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
+    metrics_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    metrics_host: str = pydantic.Field(default="127.0.0.1", min_length=1)
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    log_sample: float = pydantic.Field(default=1.0, ge=0, le=1)
+    log_texts: bool = False
+    channelz: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    keys: Path | None = None
+    admin_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    workers: int = pydantic.Field(default=1, ge=1, le=256)
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -128,6 +166,20 @@ class Settings(BaseSettings):
     def _parse_roots(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; give both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(f"port and admin_port are both {self.port}; give each its own")
+        if self.admin_port is not None and self.workers > 1:
+            raise ValueError(
+                "admin_port needs one worker, since a change of the indexes would reach one of several only"
+            )
+        return self
+
 
 def is_index_name(name: str) -> bool:
     """Whether an index may be named so: up to 64 letters, digits, dots, dashes and underscores."""
@@ -172,6 +224,8 @@ def _sentence(error: Any, settings: type[Settings]) -> str:
         return f"no {name} was given; give --{name}, COGNATE_{name.upper()}, or {name} in the TOML file"
     if error["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; the settings are {', '.join(settings.model_fields)}"
+    if error["type"] == "value_error" and not name:
+        return str(error["ctx"]["error"])
     if error["type"] == "value_error":
         return f"the setting {name} is wrong: {error['ctx']['error']}"
     message = error["msg"].replace("Input should be", "it must be", 1)

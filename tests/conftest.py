@@ -1,12 +1,16 @@
 """Models, bundles and data that the tests share: made once a session, in folders of the session's own."""
 
 import os
+import socket
 import string
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.peer import Driven, Peer, Served
 
 # Before any library asks a hub: the tests have no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -96,3 +100,48 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a disk cannot be mounted here")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """A peer that misbehaves on order, on a socket."""
+    served = Served()
+    yield served
+    served.peer.gate.set()
+    served.server.stop(None).wait()
+
+
+@pytest.fixture
+def peer(served: Served) -> Peer:
+    """The peer itself."""
+    return served.peer
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Makes clients, of the one kind and the other, and closes them."""
+    from cognate import Client
+
+    clients: list[Any] = []
+
+    def make(target: str, **settings: Any) -> Any:
+        clients.append((Client if request.param == "sync" else Driven)(target, **settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[..., Any], served: Served) -> Any:
+    """A client of the peer."""
+    return connect(served.target)

@@ -4,7 +4,6 @@ import asyncio
 import importlib.metadata
 import inspect
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -17,10 +16,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import any_pb2, duration_pb2, struct_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.protobuf import struct_pb2
+from google.rpc import code_pb2, error_details_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,234 +30,12 @@ from cognate.errors import CognateError
 from cognate.records import Hit
 from cognate.v1 import (
     embedding_pb2,
-    embedding_pb2_grpc,
-    index_pb2,
-    index_pb2_grpc,
-    info_pb2,
-    info_pb2_grpc,
     search_pb2,
-    search_pb2_grpc,
 )
 from tests.e2e.conftest import serving
+from tests.peer import DIMENSION, Peer, Served, busy, rich, start, vector_of, violation
 
 ROOT = Path(__file__).resolve().parents[1]
-DIMENSION = 4
-
-
-def vector_of(text: str) -> list[float]:
-    """The peer's embedding of a text: no two of the tests' texts have the same."""
-    return [float(len(text)), float(sum(text.encode()) % 997), 1.0, 0.5]
-
-
-class Peer(
-    embedding_pb2_grpc.EmbeddingServiceServicer,
-    search_pb2_grpc.SearchServiceServicer,
-    index_pb2_grpc.IndexServiceServicer,
-    info_pb2_grpc.InfoServiceServicer,
-):
-    """A server of the contract that answers from a rule, after the failures that it is told to make.
-
-    Attributes:
-        requests: Of Encode and Search, as they came, the failed ones too.
-        failures: Statuses to answer the next calls of Encode, Search, ListIndexes and GetInfo with.
-        gate: Encode and Search wait for it to be set.
-        entered: Set when a call of Encode or Search is there.
-        cancelled: Set when a call of Encode or Search has ended before its answer.
-        remaining: Seconds that the last call's deadline left.
-        limits: What GetInfo says.
-        hits: What every search finds.
-    """
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.failures: list[Any] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.cancelled = threading.Event()
-        self.remaining = 0.0
-        self.limits = info_pb2.Limits(
-            max_texts=1000, max_text_bytes=4_000_000, max_top_k=100, max_message_bytes=8_000_000
-        )
-        self.hits = [search_pb2.Hit(id="7", score=0.5, text="found", label="a")]
-        self.forget = 0
-
-    def _enter(self, request: Any, context: grpc.ServicerContext) -> None:
-        self.remaining = context.time_remaining() or 0.0
-        if isinstance(request, embedding_pb2.EncodeRequest | search_pb2.SearchRequest):
-            self.requests.append(request)
-            context.add_callback(self.cancelled.set)
-            self.entered.set()
-            assert self.gate.wait(30)
-        if self.failures:
-            failure = self.failures.pop(0)
-            if isinstance(failure, grpc.StatusCode):
-                context.abort(failure, "told to fail")
-            context.abort_with_status(failure)
-
-    def Encode(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self._enter(request, context)
-        vectors = [np.array(vector_of(text), "<f4") for text in request.texts]
-        return embedding_pb2.EncodeResponse(
-            embeddings=[embedding_pb2.Embedding(packed=v.tobytes()) for v in vectors[self.forget :]],
-            usages=[
-                embedding_pb2.TextUsage(tokens=len(text) + 2, truncated=len(text) > 60)
-                for text in request.texts
-            ],
-            model="peer",
-            fingerprint="f" * 64,
-            timings=embedding_pb2.Timings(queue_us=1, tokenize_us=2, encode_us=3),
-        )
-
-    def Search(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self._enter(request, context)
-        results = [search_pb2.QueryHits(hits=self.hits) for _ in request.queries]
-        for result, query in zip(results, request.queries, strict=True):
-            if query.text:
-                result.hits[0].id = query.text
-        return search_pb2.SearchResponse(results=results[self.forget :], index="default")
-
-    def ListIndexes(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self._enter(request, context)
-        index = index_pb2.IndexDescription(
-            name="faq",
-            kind="flat",
-            count=3,
-            dimension=DIMENSION,
-            metric="cosine",
-            fingerprint="f" * 64,
-            version="0123456789ab",
-            state=index_pb2.INDEX_STATE_SERVING,
-        )
-        index.created_at.FromDatetime(datetime(2025, 5, 4, 3, 2, 1, tzinfo=UTC))
-        return index_pb2.ListIndexesResponse(indexes=[index])
-
-    def GetInfo(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self._enter(request, context)
-        return info_pb2.GetInfoResponse(
-            model=info_pb2.ModelDescription(name="peer", dimension=DIMENSION, max_length=64, pooling="mean"),
-            limits=self.limits,
-            versions={"cognate": "0"},
-            device="cpu",
-        )
-
-
-class WatchedHealth(health.HealthServicer):
-    """Says when somebody has begun to watch it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched = threading.Event()
-
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:  # noqa: N802
-        answers = super().Watch(request, context, send_response_callback)
-        self.watched.set()
-        return answers
-
-
-def start(
-    peer: Peer,
-    address: str = "127.0.0.1:0",
-    health_servicer: health.HealthServicer | None = None,
-    **options: Any,
-) -> tuple[grpc.Server, str]:
-    """Serve a peer, and say where."""
-    server = grpc.server(
-        futures.ThreadPoolExecutor(16), options=[(f"grpc.{key}", value) for key, value in options.items()]
-    )
-    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(peer, server)
-    search_pb2_grpc.add_SearchServiceServicer_to_server(peer, server)
-    index_pb2_grpc.add_IndexServiceServicer_to_server(peer, server)
-    info_pb2_grpc.add_InfoServiceServicer_to_server(peer, server)
-    if health_servicer is not None:
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    port = server.add_insecure_port(address)
-    server.start()
-    return server, address if address.startswith("unix:") else f"127.0.0.1:{port}"
-
-
-class Served:
-    """A peer with its address."""
-
-    def __init__(self) -> None:
-        self.peer = Peer()
-        self.health = WatchedHealth()
-        self.server, self.target = start(self.peer, health_servicer=self.health)
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    served = Served()
-    yield served
-    served.peer.gate.set()
-    served.server.stop(None).wait()
-
-
-@pytest.fixture
-def peer(served: Served) -> Peer:
-    return served.peer
-
-
-@pytest.fixture
-def closed_port() -> str:
-    """An address at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-class Driven:
-    """An AsyncClient whose methods are awaited where they are called: one test body serves both clients."""
-
-    def __init__(self, target: str, **settings: Any) -> None:
-        self._client = AsyncClient(target, **settings)
-        self._runner = asyncio.Runner()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        if not inspect.iscoroutinefunction(method):
-            return method
-        return lambda *args, **kwargs: self._runner.run(method(*args, **kwargs))
-
-    def close(self) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-
-@pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Makes clients, of the one kind and the other, and closes them."""
-    clients: list[Any] = []
-
-    def make(target: str, **settings: Any) -> Any:
-        clients.append((Client if request.param == "sync" else Driven)(target, **settings))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
-
-
-@pytest.fixture
-def client(connect: Callable[..., Any], served: Served) -> Any:
-    """A client of the peer."""
-    return connect(served.target)
-
-
-def rich(code: int, message: str, *details: Any) -> Any:
-    """A status with error details."""
-    status = status_pb2.Status(code=code, message=message)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return rpc_status.to_status(status)
-
-
-def violation(field: str, description: str) -> Any:
-    return error_details_pb2.BadRequest(
-        field_violations=[error_details_pb2.BadRequest.FieldViolation(field=field, description=description)]
-    )
 
 
 # Encoding.
@@ -672,16 +448,9 @@ def test_a_call_that_takes_too_long_ends_with_its_timeout(
 
 def test_a_full_queue_says_when_to_try_again(client: Any, peer: Peer) -> None:
     client.info()
-    peer.failures = [
-        rich(
-            code_pb2.RESOURCE_EXHAUSTED,
-            "the queue is full",
-            error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=250_000_000)),
-            error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="cognate"),
-        )
-    ]
+    peer.failures = [busy(0.25)]
     with pytest.raises(RequestError, match=r": the queue is full; try again in 0\.25 s$") as caught:
-        client.encode(["a"])
+        client.encode(["a"], timeout=0.2)
     assert caught.value.retry_after == 0.25
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.field_violations == ()
@@ -824,7 +593,7 @@ def test_a_unix_socket_is_a_target(connect: Callable[..., Any], tmp_path: Path) 
 def test_both_clients_have_the_same_methods_and_arguments() -> None:
     def methods(kind: type) -> dict[str, Any]:
         return {
-            name: inspect.signature(method)
+            name: str(inspect.signature(method)).replace("Async", "")
             for name, method in vars(kind).items()
             if (inspect.isfunction(method) and not name.startswith("_")) or name == "__init__"
         }
@@ -1147,24 +916,14 @@ def test_what_the_server_refuses_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_a_busy_server_says_when_to_try_again(tiny_bundle: Path) -> None:
-    texts = ["door " * 60] * 256
-
-    async def flood(target: str) -> list[Any]:
-        async with AsyncClient(target, timeout=60) as client:
-            await client.info()
-            return await asyncio.gather(*(client.encode(texts) for _ in range(20)), return_exceptions=True)
-
-    with serving("--bundle", tiny_bundle, "--max-queue-tokens", 1000) as (_, target):
-        answers = asyncio.run(flood(target))
-    refused = [answer for answer in answers if isinstance(answer, Exception)]
-    assert refused
-    assert len(refused) < len(answers)
-    for error in refused:
-        assert isinstance(error, RequestError)
-        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.retry_after is not None
-        assert str(error).count("try again in") == 1
+def test_a_stream_through_a_queue_that_is_full_most_of_the_time_loses_nothing(tiny_bundle: Path) -> None:
+    texts = [f"door {number} " + "open " * (number % 50) for number in range(400)]
+    with (
+        serving("--bundle", tiny_bundle, "--max-queue-tokens", 300) as (_, target),
+        Client(target) as client,
+    ):
+        vectors = list(client.encode_stream(texts, texts_per_call=16, calls_in_flight=12))
+    np.testing.assert_allclose(np.concatenate(vectors), Encoder(tiny_bundle).encode(texts), atol=1e-5)
 
 
 def test_the_examples_run_against_the_server(

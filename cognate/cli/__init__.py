@@ -23,8 +23,10 @@ from cognate.cli import (
     health,
     import_,
     index,
+    keys,
     search,
     serve,
+    top,
     train,
 )
 from cognate.cli.terminal import fail
@@ -47,6 +49,8 @@ app.add_typer(bundle.app, name="bundle")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(index.app, name="index")
 app.command("serve")(serve.serve)
+app.command("top")(top.top)
+app.add_typer(keys.app, name="keys")
 app.command("health")(health.health)
 app.command("encode")(encode.encode)
 app.command("search")(search.search)

@@ -4,28 +4,31 @@ from typing import Annotated, Literal
 
 import typer
 
+from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.terminal import note, out, print_json
-from cognate.client import Client
-
-TARGET = "localhost:50051"
 
 
 def encode(
     texts: Annotated[list[str], typer.Argument(help="What to encode.")],
-    target: Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")] = TARGET,
+    target: Target = TARGET,
     input_type: Annotated[
         Literal["query", "passage"], typer.Option(help="What the texts are for: picks the prompt.")
     ] = "passage",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document, vectors in full.")
     ] = False,
 ) -> None:
     """Ask a running server for the embeddings of texts.
 
+    An API key comes from COGNATE_API_KEY in the environment.
+
     Example: cognate encode "How do I learn Python?" --json
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         answer = client.encode(texts, input_type=input_type)
     if as_json:
         print_json(

@@ -8,16 +8,14 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from cognate.cli.encode import TARGET
+from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import needs, note, out, print_json, progress_bar
-from cognate.client import Client
 from cognate.wire import IndexDescription
 
 app = typer.Typer(help="Build indexes, and change those of a running server.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The name that the server has it under.")]
-Target = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -90,12 +88,19 @@ def info(
 
 
 @app.command("list")
-def list_indexes(target: Target = TARGET, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+def list_indexes(
+    target: Target = TARGET,
+    timeout: Timeout = 10.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
+    as_json: AsJson = False,
+) -> None:
     """List the indexes of a running server, and which version of each it serves.
 
     Example: cognate index list --target localhost:50051
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         indexes = client.list_indexes()
     if as_json:
         print_json([_as_json(index) for index in indexes])
@@ -122,33 +127,51 @@ def load(
     path: Annotated[str, typer.Argument(help="The index's folder, on the server's disk.")],
     target: Target = TARGET,
     timeout: Timeout = 600.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a running server load a version of an index, and switch to it once it is checked and warm.
 
     Example: cognate index load faq /srv/indexes/faq/v2
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         _print_index(client.load_index(name, path), as_json)
 
 
 @app.command()
-def rollback(name: Name, target: Target = TARGET, timeout: Timeout = 600.0, as_json: AsJson = False) -> None:
+def rollback(
+    name: Name,
+    target: Target = TARGET,
+    timeout: Timeout = 600.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
+    as_json: AsJson = False,
+) -> None:
     """Have a running server go back to the version of an index that it served before.
 
     Example: cognate index rollback faq
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         _print_index(client.rollback_index(name), as_json)
 
 
 @app.command()
-def unload(name: Name, target: Target = TARGET, timeout: Timeout = 600.0) -> None:
+def unload(
+    name: Name,
+    target: Target = TARGET,
+    timeout: Timeout = 600.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
+) -> None:
     """Have a running server search an index no longer.
 
     Example: cognate index unload faq
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         client.unload_index(name)
     out.print(f"{name} is unloaded")
 

@@ -6,28 +6,32 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cognate.cli.encode import TARGET
+from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.terminal import note, out, print_json
-from cognate.client import Client
 from cognate.records import Hit
 
 
 def search(
     text: Annotated[str, typer.Argument(help="What to search for.")],
-    target: Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")] = TARGET,
+    target: Target = TARGET,
     top_k: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
     index: Annotated[str | None, typer.Option(help="Name of the index, where there are several.")] = None,
     min_score: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Leave out hits with a smaller cosine.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Ask a running server for the records that mean the same as a text.
 
+    An API key comes from COGNATE_API_KEY in the environment.
+
     Example: cognate search "How do I learn Python?" --top-k 5
     """
-    with Client(target, timeout=timeout) as client:
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
         hits = client.search(text, top_k=top_k, index=index, min_score=min_score)
     if as_json:
         print_json(

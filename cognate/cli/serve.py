@@ -1,11 +1,14 @@
 """``cognate serve``."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cognate.cli.terminal import needs, note, print_json
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -52,8 +55,62 @@ def serve(
     max_queue_tokens: Annotated[
         int | None, typer.Option(help="Tokens waiting before calls are refused. [default: 128 batches]")
     ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option(help="Calls under way before others are refused. [default: 1024]")
+    ] = None,
+    max_streams: Annotated[
+        int | None, typer.Option(help="Streams among them before others are refused. [default: 64]")
+    ] = None,
+    max_inflight_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes of requests and answers before calls are refused. [default: 268435456]"),
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Of query vectors to keep; 0 for none. [default: 33554432]")
+    ] = None,
     grace_seconds: Annotated[
         float | None, typer.Option(help="Time for calls under way when told to stop. [default: 20]")
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port for Prometheus and cognate top; 0 takes a free one. [default: none]"
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address of the metrics port. [default: 127.0.0.1]")
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Of the log, on standard error. [default: text]")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="debug has a line for each call. [default: info]"),
+    ] = None,
+    log_sample: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of calls that have a line. [default: 1]")
+    ] = None,
+    log_texts: Annotated[
+        bool | None, typer.Option("--log-texts", help="Tell texts in those lines. [default: no]")
+    ] = None,
+    channelz: Annotated[
+        bool | None, typer.Option("--channelz", help="Answer grpc.channelz.v1, for debugging. [default: no]")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate; listens with TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of roots; clients must show a certificate from one.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys, of which each call must have one.")
+    ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the calls that change indexes, alone.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the port. [default: 1]")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings by name.")] = None,
     print_config: Annotated[
@@ -61,6 +118,8 @@ def serve(
     ] = False,
 ) -> None:
     """Answer Encode and Search over gRPC until SIGTERM or Ctrl-C, then finish what is under way.
+
+    SIGHUP reads the keys and the certificate again.
 
     Each setting comes from its flag, else from the environment (COGNATE_PORT, …), else from the TOML file.
 
@@ -85,7 +144,24 @@ def serve(
         max_message_bytes=max_message_bytes,
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
+        max_calls=max_calls,
+        max_streams=max_streams,
+        max_inflight_bytes=max_inflight_bytes,
+        cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        log_format=log_format,
+        log_level=log_level,
+        log_sample=log_sample,
+        log_texts=log_texts,
+        channelz=channelz,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        keys=keys,
+        admin_port=admin_port,
+        workers=workers,
         config=config,
     )
     if print_config:
@@ -94,7 +170,20 @@ def serve(
 
     def on_ready(server: serving.Server) -> None:
         names = ", ".join(server.indexes.names()) or "none, so that it only encodes"
-        note(f"serving on {server.address} (indexes: {names}); Ctrl-C stops it")
+        _log.info("serving on %s (indexes: %s); Ctrl-C stops it", server.address, names)
+        if server.admin_port is not None:
+            _log.info("administration on port %d", server.admin_port)
+        if server.metrics_port is not None:
+            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
 
-    serving.run(settings, on_ready)
-    note("stopped")
+    def all_ready(address: str, metrics_port: int | None) -> None:
+        _log.info("serving on %s with %d workers; Ctrl-C stops it", address, settings.workers)
+        if metrics_port is not None:
+            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, metrics_port)
+
+    if danger := serving.exposure(settings):
+        note(f"warning: {danger}")
+    if settings.workers > 1:
+        serving.run_workers(settings, all_ready)
+    else:
+        serving.run(settings, on_ready)

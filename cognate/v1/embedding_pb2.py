@@ -24,29 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ognate/v1/embedding.proto\x12\ncognate.v1\"+\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\".\n\tTextUsage\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"V\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x11\n\tsearch_us\x18\x04 \x01(\x04\"\xb5\x01\n\rEncodeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12)\n\ninput_type\x18\x02 \x01(\x0e\x32\x15.cognate.v1.InputType\x12*\n\ntruncation\x18\x03 \x01(\x0e\x32\x16.cognate.v1.Truncation\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.cognate.v1.EmbeddingFormat\x12\x11\n\tdimension\x18\x05 \x01(\r\"\xac\x01\n\x0e\x45ncodeResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.cognate.v1.Embedding\x12%\n\x06usages\x18\x02 \x03(\x0b\x32\x15.cognate.v1.TextUsage\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12$\n\x07timings\x18\x05 \x01(\x0b\x32\x13.cognate.v1.Timings*U\n\tInputType\x12\x1a\n\x16INPUT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10INPUT_TYPE_QUERY\x10\x01\x12\x16\n\x12INPUT_TYPE_PASSAGE\x10\x02*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02*m\n\x0f\x45mbeddingFormat\x12 \n\x1c\x45MBEDDING_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45MBEDDING_FORMAT_FLOATS\x10\x01\x12\x1b\n\x17\x45MBEDDING_FORMAT_PACKED\x10\x02\x32S\n\x10\x45mbeddingService\x12?\n\x06\x45ncode\x12\x19.cognate.v1.EncodeRequest\x1a\x1a.cognate.v1.EncodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ognate/v1/embedding.proto\x12\ncognate.v1\"+\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\">\n\tTextUsage\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\"V\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x11\n\tsearch_us\x18\x04 \x01(\x04\"\xb5\x01\n\rEncodeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12)\n\ninput_type\x18\x02 \x01(\x0e\x32\x15.cognate.v1.InputType\x12*\n\ntruncation\x18\x03 \x01(\x0e\x32\x16.cognate.v1.Truncation\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.cognate.v1.EmbeddingFormat\x12\x11\n\tdimension\x18\x05 \x01(\r\"\xac\x01\n\x0e\x45ncodeResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.cognate.v1.Embedding\x12%\n\x06usages\x18\x02 \x03(\x0b\x32\x15.cognate.v1.TextUsage\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12$\n\x07timings\x18\x05 \x01(\x0b\x32\x13.cognate.v1.Timings\"M\n\x13\x45ncodeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.cognate.v1.EncodeRequest\"d\n\x14\x45ncodeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nfirst_text\x18\x02 \x01(\x04\x12,\n\x08response\x18\x03 \x01(\x0b\x32\x1a.cognate.v1.EncodeResponse*U\n\tInputType\x12\x1a\n\x16INPUT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10INPUT_TYPE_QUERY\x10\x01\x12\x16\n\x12INPUT_TYPE_PASSAGE\x10\x02*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02*m\n\x0f\x45mbeddingFormat\x12 \n\x1c\x45MBEDDING_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45MBEDDING_FORMAT_FLOATS\x10\x01\x12\x1b\n\x17\x45MBEDDING_FORMAT_PACKED\x10\x02\x32\xaa\x01\n\x10\x45mbeddingService\x12?\n\x06\x45ncode\x12\x19.cognate.v1.EncodeRequest\x1a\x1a.cognate.v1.EncodeResponse\x12U\n\x0c\x45ncodeStream\x12\x1f.cognate.v1.EncodeStreamRequest\x1a .cognate.v1.EncodeStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cognate.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INPUTTYPE']._serialized_start=582
-  _globals['_INPUTTYPE']._serialized_end=667
-  _globals['_TRUNCATION']._serialized_start=669
-  _globals['_TRUNCATION']._serialized_end=757
-  _globals['_EMBEDDINGFORMAT']._serialized_start=759
-  _globals['_EMBEDDINGFORMAT']._serialized_end=868
+  _globals['_INPUTTYPE']._serialized_start=779
+  _globals['_INPUTTYPE']._serialized_end=864
+  _globals['_TRUNCATION']._serialized_start=866
+  _globals['_TRUNCATION']._serialized_end=954
+  _globals['_EMBEDDINGFORMAT']._serialized_start=956
+  _globals['_EMBEDDINGFORMAT']._serialized_end=1065
   _globals['_EMBEDDING']._serialized_start=42
   _globals['_EMBEDDING']._serialized_end=85
   _globals['_TEXTUSAGE']._serialized_start=87
-  _globals['_TEXTUSAGE']._serialized_end=133
-  _globals['_TIMINGS']._serialized_start=135
-  _globals['_TIMINGS']._serialized_end=221
-  _globals['_ENCODEREQUEST']._serialized_start=224
-  _globals['_ENCODEREQUEST']._serialized_end=405
-  _globals['_ENCODERESPONSE']._serialized_start=408
-  _globals['_ENCODERESPONSE']._serialized_end=580
-  _globals['_EMBEDDINGSERVICE']._serialized_start=870
-  _globals['_EMBEDDINGSERVICE']._serialized_end=953
+  _globals['_TEXTUSAGE']._serialized_end=149
+  _globals['_TIMINGS']._serialized_start=151
+  _globals['_TIMINGS']._serialized_end=237
+  _globals['_ENCODEREQUEST']._serialized_start=240
+  _globals['_ENCODEREQUEST']._serialized_end=421
+  _globals['_ENCODERESPONSE']._serialized_start=424
+  _globals['_ENCODERESPONSE']._serialized_end=596
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=598
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=675
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=677
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=777
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1068
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1238
 # @@protoc_insertion_point(module_scope)

@@ -43,12 +43,14 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class TextUsage(_message.Message):
-    __slots__ = ("tokens", "truncated")
+    __slots__ = ("tokens", "truncated", "cached")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     truncated: bool
-    def __init__(self, tokens: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    cached: bool
+    def __init__(self, tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., cached: _Optional[bool] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_us", "tokenize_us", "encode_us", "search_us")
@@ -89,3 +91,21 @@ class EncodeResponse(_message.Message):
     fingerprint: str
     timings: Timings
     def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., usages: _Optional[_Iterable[_Union[TextUsage, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class EncodeStreamRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    request: EncodeRequest
+    def __init__(self, id: _Optional[int] = ..., request: _Optional[_Union[EncodeRequest, _Mapping]] = ...) -> None: ...
+
+class EncodeStreamResponse(_message.Message):
+    __slots__ = ("id", "first_text", "response")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TEXT_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    first_text: int
+    response: EncodeResponse
+    def __init__(self, id: _Optional[int] = ..., first_text: _Optional[int] = ..., response: _Optional[_Union[EncodeResponse, _Mapping]] = ...) -> None: ...

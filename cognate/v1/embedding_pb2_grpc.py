@@ -34,10 +34,23 @@ class EmbeddingServiceStub:
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
+    be answered before its deadline. RetryInfo says how long to wait.
+    TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
+    RetryInfo says how long to wait.
+    OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
+
+    Metadata, of every call that encodes, both optional:
+    cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time
+    is shared between the tenants that wait, whatever each sends. Default: one
+    tenant for all who do not say.
+    cognate-priority           "interactive", the default, or "bulk", which goes when nothing interactive
+    waits, and has one batch in eight where something always does. Another
+    value is INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -51,6 +64,11 @@ class EmbeddingServiceStub:
                 request_serializer=cognate_dot_v1_dot_embedding__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=cognate_dot_v1_dot_embedding__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.EncodeStream = channel.stream_stream(
+                '/cognate.v1.EmbeddingService/EncodeStream',
+                request_serializer=cognate_dot_v1_dot_embedding__pb2.EncodeStreamRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_embedding__pb2.EncodeStreamResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer:
@@ -62,19 +80,49 @@ class EmbeddingServiceServicer:
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
+    be answered before its deadline. RetryInfo says how long to wait.
+    TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
+    RetryInfo says how long to wait.
+    OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
+
+    Metadata, of every call that encodes, both optional:
+    cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time
+    is shared between the tenants that wait, whatever each sends. Default: one
+    tenant for all who do not say.
+    cognate-priority           "interactive", the default, or "bulk", which goes when nothing interactive
+    waits, and has one batch in eight where something always does. Another
+    value is INVALID_ARGUMENT.
     """
 
     def Encode(self, request, context):
         """Encodes texts, and answers with one embedding for each, in the order of the request.
 
         INVALID_ARGUMENT: no text, too many, a text too long, or a dimension the model does not have.
-        RESOURCE_EXHAUSTED: the queue is full; RetryInfo says how long to wait.
+        RESOURCE_EXHAUSTED: the queue is full, or too long for the deadline; RetryInfo says how long to wait.
         DEADLINE_EXCEEDED: the deadline passed before all texts were encoded; those that waited were dropped.
         UNAVAILABLE: the server is stopping.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodeStream(self, request_iterator, context):
+        """Encodes chunks of texts for as long as they come: for batch jobs. Each chunk is a request as for
+        Encode, and has one answer; the answers come in the order of the chunks.
+
+        The server works on two chunks of a stream at a time, and reads no further before it has sent an
+        answer: who sends faster than it encodes, or reads slower, is held up by gRPC's flow control, and
+        holds none of its memory. A full queue refuses no chunk; it waits for its turn.
+
+        The first chunk that is refused ends the stream, with the status that Encode gives, once the answers to
+        the chunks before it are sent. The metadata of its ErrorInfo names it: "chunk" counts from 0, "id" is
+        its id. TOO_MANY_CALLS at the start: there are Limits.max_streams. UNAVAILABLE: the server is stopping;
+        what it had read is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +135,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=cognate_dot_v1_dot_embedding__pb2.EncodeRequest.FromString,
                     response_serializer=cognate_dot_v1_dot_embedding__pb2.EncodeResponse.SerializeToString,
+            ),
+            'EncodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EncodeStream,
+                    request_deserializer=cognate_dot_v1_dot_embedding__pb2.EncodeStreamRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_embedding__pb2.EncodeStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -105,10 +158,23 @@ class EmbeddingService:
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
+    QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
+    be answered before its deadline. RetryInfo says how long to wait.
+    TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
+    RetryInfo says how long to wait.
+    OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
+
+    Metadata, of every call that encodes, both optional:
+    cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time
+    is shared between the tenants that wait, whatever each sends. Default: one
+    tenant for all who do not say.
+    cognate-priority           "interactive", the default, or "bulk", which goes when nothing interactive
+    waits, and has one batch in eight where something always does. Another
+    value is INVALID_ARGUMENT.
     """
 
     @staticmethod
@@ -128,6 +194,33 @@ class EmbeddingService:
             '/cognate.v1.EmbeddingService/Encode',
             cognate_dot_v1_dot_embedding__pb2.EncodeRequest.SerializeToString,
             cognate_dot_v1_dot_embedding__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cognate.v1.EmbeddingService/EncodeStream',
+            cognate_dot_v1_dot_embedding__pb2.EncodeStreamRequest.SerializeToString,
+            cognate_dot_v1_dot_embedding__pb2.EncodeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63ognate/v1/info.proto\x12\ncognate.v1\"\x10\n\x0eGetInfoRequest\"\xae\x01\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x12\n\nmax_length\x18\x04 \x01(\r\x12\x0f\n\x07pooling\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x14\n\x0cquery_prompt\x18\x07 \x01(\t\x12\x16\n\x0epassage_prompt\x18\x08 \x01(\t\"\x95\x01\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x11\n\tmax_top_k\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x05 \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x06 \x01(\r\"\xe0\x01\n\x0fGetInfoResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.ModelDescription\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.cognate.v1.Limits\x12;\n\x08versions\x18\x03 \x03(\x0b\x32).cognate.v1.GetInfoResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32Q\n\x0bInfoService\x12\x42\n\x07GetInfo\x12\x1a.cognate.v1.GetInfoRequest\x1a\x1b.cognate.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63ognate/v1/info.proto\x12\ncognate.v1\"\x10\n\x0eGetInfoRequest\"\xae\x01\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x12\n\nmax_length\x18\x04 \x01(\r\x12\x0f\n\x07pooling\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x14\n\x0cquery_prompt\x18\x07 \x01(\t\x12\x16\n\x0epassage_prompt\x18\x08 \x01(\t\"\xd9\x01\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x11\n\tmax_top_k\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x05 \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x06 \x01(\r\x12\x11\n\tmax_calls\x18\x07 \x01(\r\x12\x13\n\x0bmax_streams\x18\x08 \x01(\r\x12\x1a\n\x12max_inflight_bytes\x18\t \x01(\x04\"\xe0\x01\n\x0fGetInfoResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.ModelDescription\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.cognate.v1.Limits\x12;\n\x08versions\x18\x03 \x03(\x0b\x32).cognate.v1.GetInfoResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32Q\n\x0bInfoService\x12\x42\n\x07GetInfo\x12\x1a.cognate.v1.GetInfoRequest\x1a\x1b.cognate.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELDESCRIPTION']._serialized_start=56
   _globals['_MODELDESCRIPTION']._serialized_end=230
   _globals['_LIMITS']._serialized_start=233
-  _globals['_LIMITS']._serialized_end=382
-  _globals['_GETINFORESPONSE']._serialized_start=385
-  _globals['_GETINFORESPONSE']._serialized_end=609
-  _globals['_GETINFORESPONSE_VERSIONSENTRY']._serialized_start=562
-  _globals['_GETINFORESPONSE_VERSIONSENTRY']._serialized_end=609
-  _globals['_INFOSERVICE']._serialized_start=611
-  _globals['_INFOSERVICE']._serialized_end=692
+  _globals['_LIMITS']._serialized_end=450
+  _globals['_GETINFORESPONSE']._serialized_start=453
+  _globals['_GETINFORESPONSE']._serialized_end=677
+  _globals['_GETINFORESPONSE_VERSIONSENTRY']._serialized_start=630
+  _globals['_GETINFORESPONSE_VERSIONSENTRY']._serialized_end=677
+  _globals['_INFOSERVICE']._serialized_start=679
+  _globals['_INFOSERVICE']._serialized_end=760
 # @@protoc_insertion_point(module_scope)

@@ -31,20 +31,26 @@ class ModelDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dimension: _Optional[int] = ..., max_length: _Optional[int] = ..., pooling: _Optional[str] = ..., precision: _Optional[str] = ..., query_prompt: _Optional[str] = ..., passage_prompt: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_texts", "max_text_bytes", "max_top_k", "max_message_bytes", "max_batch_tokens", "max_queue_tokens")
+    __slots__ = ("max_texts", "max_text_bytes", "max_top_k", "max_message_bytes", "max_batch_tokens", "max_queue_tokens", "max_calls", "max_streams", "max_inflight_bytes")
     MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_texts: int
     max_text_bytes: int
     max_top_k: int
     max_message_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
-    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ...) -> None: ...
+    max_calls: int
+    max_streams: int
+    max_inflight_bytes: int
+    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetInfoResponse(_message.Message):
     __slots__ = ("model", "limits", "versions", "device")

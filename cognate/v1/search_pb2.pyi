@@ -59,15 +59,35 @@ class QueryHits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., usage: _Optional[_Union[_embedding_pb2.TextUsage, _Mapping]] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("results", "index", "fingerprint", "timings", "index_version")
+    __slots__ = ("results", "index", "fingerprint", "timings", "index_version", "model")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     INDEX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[QueryHits]
     index: str
     fingerprint: str
     timings: _embedding_pb2.Timings
     index_version: str
-    def __init__(self, results: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., index: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_embedding_pb2.Timings, _Mapping]] = ..., index_version: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, results: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., index: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_embedding_pb2.Timings, _Mapping]] = ..., index_version: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class SearchStreamRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    request: SearchRequest
+    def __init__(self, id: _Optional[int] = ..., request: _Optional[_Union[SearchRequest, _Mapping]] = ...) -> None: ...
+
+class SearchStreamResponse(_message.Message):
+    __slots__ = ("id", "first_query", "response")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_QUERY_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    first_query: int
+    response: SearchResponse
+    def __init__(self, id: _Optional[int] = ..., first_query: _Optional[int] = ..., response: _Optional[_Union[SearchResponse, _Mapping]] = ...) -> None: ...

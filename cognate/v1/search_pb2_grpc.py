@@ -40,6 +40,11 @@ class SearchServiceStub:
                 request_serializer=cognate_dot_v1_dot_search__pb2.SearchRequest.SerializeToString,
                 response_deserializer=cognate_dot_v1_dot_search__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchStream = channel.stream_stream(
+                '/cognate.v1.SearchService/SearchStream',
+                request_serializer=cognate_dot_v1_dot_search__pb2.SearchStreamRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_search__pb2.SearchStreamResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -59,6 +64,15 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchStream(self, request_iterator, context):
+        """Searches with chunks of queries for as long as they come: for batch jobs. Each chunk is a request as
+        for Search, and has one answer; the answers come in the order of the chunks. The server works on one
+        chunk of a stream at a time; all else is as in EmbeddingService.EncodeStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -66,6 +80,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=cognate_dot_v1_dot_search__pb2.SearchRequest.FromString,
                     response_serializer=cognate_dot_v1_dot_search__pb2.SearchResponse.SerializeToString,
+            ),
+            'SearchStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=cognate_dot_v1_dot_search__pb2.SearchStreamRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_search__pb2.SearchStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -96,6 +115,33 @@ class SearchService:
             '/cognate.v1.SearchService/Search',
             cognate_dot_v1_dot_search__pb2.SearchRequest.SerializeToString,
             cognate_dot_v1_dot_search__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cognate.v1.SearchService/SearchStream',
+            cognate_dot_v1_dot_search__pb2.SearchStreamRequest.SerializeToString,
+            cognate_dot_v1_dot_search__pb2.SearchStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

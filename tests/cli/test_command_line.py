@@ -18,6 +18,8 @@ COMMANDS = [
     ("export",),
     ("evaluate",),
     ("serve",),
+    ("top",),
+    ("keys", "new"),
     ("health",),
     ("encode",),
     ("search",),

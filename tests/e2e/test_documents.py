@@ -14,7 +14,14 @@ from tests.conftest import SAMPLE
 from tests.e2e.test_demo import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "docs/tune.md", "docs/index.md", "docs/serve.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/tune.md",
+    "docs/index.md",
+    "docs/serve.md",
+    "docs/secure.md",
+    "docs/operate.md",
+]
 
 
 def commands(document: str) -> list[str]:
@@ -30,6 +37,7 @@ def test_every_command_of_a_document_runs_in_its_order(document: str, tmp_path: 
         "question1\tquestion2\tis_duplicate\na\tb\t1\nc\td\t1\ne\tf\t1\na\tc\t0\ng\th\t1\n"
     )
     target = f"localhost:{free_port()}"
+    metrics_port = str(free_port())
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -41,6 +49,7 @@ def test_every_command_of_a_document_runs_in_its_order(document: str, tmp_path: 
     server = None
     try:
         for command in commands(document):
+            command = command.replace("9464", metrics_port)
             if command.startswith("cognate serve") and "--print-config" not in command:
                 if server:
                     server.terminate()

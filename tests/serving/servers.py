@@ -21,7 +21,7 @@ from cognate.bundle import InputType
 from cognate.encoder import Encoder, TokenizedText
 from cognate.index import IndexWriter
 from cognate.records import Record
-from cognate.v1 import embedding_pb2_grpc, index_pb2_grpc, info_pb2_grpc, search_pb2_grpc
+from cognate.v1 import embedding_pb2, embedding_pb2_grpc, index_pb2_grpc, info_pb2_grpc, search_pb2_grpc
 from serving import Server, Settings
 
 RECORDS = [
@@ -40,7 +40,9 @@ class Stubs:
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
         self.encode = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode
+        self.encode_stream = embedding_pb2_grpc.EmbeddingServiceStub(channel).EncodeStream
         self.search = search_pb2_grpc.SearchServiceStub(channel).Search
+        self.search_stream = search_pb2_grpc.SearchServiceStub(channel).SearchStream
         self.list_indexes = index_pb2_grpc.IndexServiceStub(channel).ListIndexes
         self.load_index = index_pb2_grpc.IndexServiceStub(channel).LoadIndex
         self.rollback_index = index_pb2_grpc.IndexServiceStub(channel).RollbackIndex
@@ -105,6 +107,7 @@ class GatedEncoder(Encoder):
         events: The texts of each tokenisation, and the token ids of each batch as the model gets it.
         batches: The token ids of each batch that the model ran.
         fails_on: The model raises on a batch with this many tokens in a text.
+        failure: What it raises.
     """
 
     made: "GatedEncoder"
@@ -116,6 +119,7 @@ class GatedEncoder(Encoder):
         self.events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.batches: list[list[list[int]]] = []
         self.fails_on = -1
+        self.failure: Exception = RuntimeError("no such operator at 0x7f00")
         GatedEncoder.made = self
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "passage") -> list[TokenizedText]:
@@ -128,7 +132,7 @@ class GatedEncoder(Encoder):
         assert self.gate.wait(60)
         self.batches.append([list(ids) for ids in batch])
         if self.fails_on in map(len, batch):
-            raise RuntimeError("out of memory at 0x7f00")
+            raise self.failure
         return super().forward(batch)
 
     def wait_for(self, kind: str) -> Any:
@@ -174,6 +178,7 @@ class Failure:
         reason: Of the ErrorInfo; empty where there is none.
         fields: Of the BadRequest.
         retry_seconds: Of the RetryInfo; None where there is none.
+        metadata: Of the ErrorInfo.
     """
 
     def __init__(self, error: grpc.RpcError) -> None:
@@ -182,6 +187,7 @@ class Failure:
         self.reason = ""
         self.fields: list[str] = []
         self.retry_seconds: float | None = None
+        self.metadata: dict[str, str] = {}
         status = rpc_status.from_call(error)
         for detail in status.details if status else ():
             for message in (
@@ -196,6 +202,7 @@ class Failure:
         if isinstance(detail, error_details_pb2.ErrorInfo):
             assert detail.domain == "cognate"
             self.reason = detail.reason
+            self.metadata = dict(detail.metadata)
         elif isinstance(detail, error_details_pb2.BadRequest):
             self.fields = [violation.field for violation in detail.field_violations]
         elif isinstance(detail, error_details_pb2.RetryInfo):
@@ -207,3 +214,12 @@ def failure(method: Callable[..., Any], request: Any, **options: Any) -> Failure
     with pytest.raises(grpc.RpcError) as caught:
         method(request, timeout=options.pop("timeout", 60), **options)
     return Failure(caught.value)
+
+
+def until_let_in(stubs: Stubs) -> None:
+    """Call until there is room: a call is over once its answer is sent, which its client may know first."""
+    call = stubs.encode.future(embedding_pb2.EncodeRequest(texts=["open"]), timeout=60)
+    while error := call.exception():
+        assert Failure(error).reason == "TOO_MANY_CALLS"
+        call = stubs.encode.future(embedding_pb2.EncodeRequest(texts=["open"]), timeout=60)
+    assert call.result().embeddings

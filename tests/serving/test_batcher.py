@@ -19,6 +19,8 @@ from serving.batcher import (
     DeadlinePassedError,
     Encoded,
     EncodingFailedError,
+    OutOfMemoryError,
+    QueueTooLongError,
     TooLongError,
 )
 from tests.serving.servers import GatedEncoder
@@ -42,6 +44,7 @@ async def batching(encoder: GatedEncoder, **options: Any) -> AsyncIterator[Batch
     finally:
         encoder.gate.set()
         encoder.fails_on = -1
+        encoder.failure = RuntimeError("no such operator at 0x7f00")
         batcher.close()
 
 
@@ -163,6 +166,64 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(encoder:
 
 
 @in_loop
+async def test_what_cannot_be_encoded_by_its_deadline_is_refused_before_it_is_tokenised(
+    encoder: GatedEncoder,
+) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        waiting = await start(batcher, [LONG] * 200)
+        encoder.forget()
+        # As long as it would take alone, with as many before it; of a model so slow that nothing else counts.
+        batcher._recent_seconds *= 1e6
+        seconds = 300 * LONG_TOKENS / batcher.tokens_per_second
+        with pytest.raises(QueueTooLongError) as refused:
+            await batcher.encode([LONG] * 300, "passage", deadline=time.monotonic() + seconds)
+        assert 0 < refused.value.retry_after < seconds
+        assert encoder.events.empty()
+        # A call without a deadline has the time, and one of few texts has its turn soon.
+        patient = await start(batcher, [LONG] * 300)
+        small = await start(batcher, [SHORT], deadline=time.monotonic() + seconds)
+        encoder.gate.set()
+        await asyncio.gather(held, waiting, patient, small)
+
+
+@in_loop
+async def test_an_idle_model_takes_a_call_whatever_its_deadline(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        # By the rate that is known, this would take days.
+        batcher._recent_seconds = 1e9
+        answer = await batcher.encode([SHORT], "passage", deadline=time.monotonic() + 60)
+        assert answer.usages[0].tokens == SHORT_TOKENS
+
+
+@in_loop
+async def test_a_call_that_may_not_be_refused_waits_however_full_the_queue_is(encoder: GatedEncoder) -> None:
+    async with batching(encoder, max_queue_tokens=2 * LONG_TOKENS) as batcher:
+        held = await hold(batcher, encoder)
+        waiting = [await start(batcher, [LONG] * 8, refuse=False) for _ in range(3)]
+        # They take no room from those that may.
+        small = await start(batcher, [SHORT])
+        encoder.gate.set()
+        answers = await asyncio.gather(held, *waiting, small)
+        assert [len(answer.usages) for answer in answers] == [1, 8, 8, 8, 1]
+
+
+@in_loop
+async def test_a_batch_without_memory_is_told_apart(encoder: GatedEncoder) -> None:
+    async with batching(encoder) as batcher:
+        held = await hold(batcher, encoder)
+        # What numpy raises; what onnxruntime does is in test_failing_model.
+        encoder.failure = MemoryError()
+        encoder.fails_on = LONG_TOKENS
+        failing = await start(batcher, [LONG])
+        fine = await start(batcher, [SHORT])
+        encoder.gate.set()
+        with pytest.raises(OutOfMemoryError):
+            await failing
+        await asyncio.gather(held, fine)
+
+
+@in_loop
 async def test_a_failing_batch_fails_its_own_calls_only(encoder: GatedEncoder) -> None:
     async with batching(encoder) as batcher:
         held = await hold(batcher, encoder)
@@ -190,7 +251,7 @@ async def test_large_texts_are_tokenised_off_the_event_loop(encoder: GatedEncode
         assert batcher._queue.empty
         answer = await call
         assert answer.vectors == pytest.approx(Encoder.encode(encoder, texts), abs=1e-5)
-        assert [text.truncated for text in answer.texts] == [True, False, True, *[False] * 50]
+        assert [usage.truncated for usage in answer.usages] == [True, False, True, *[False] * 50]
 
 
 @in_loop

@@ -23,5 +23,8 @@ def test_info_tells_the_model_the_limits_and_the_versions(stubs: Stubs, encoder:
         max_message_bytes=200_000,
         max_batch_tokens=BATCH_TOKENS["cpu"],
         max_queue_tokens=QUEUE_BATCHES * BATCH_TOKENS["cpu"],
+        max_calls=1024,
+        max_streams=64,
+        max_inflight_bytes=256 * 1024 * 1024,
     )
     assert {"cognate", "onnxruntime", "faiss", "python"} <= set(info.versions)

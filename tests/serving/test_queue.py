@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.queue import QueueFullError, TextQueue, choose_batch
+from serving.queue import BULK_TURN, Call, Caller, Priority, QueueFullError, TextQueue, choose_batch
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 CALLS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=30), min_size=1, max_size=12)
@@ -147,3 +147,158 @@ def test_a_call_past_its_deadline_is_dropped_before_its_turn() -> None:
     assert expired == [late]
     assert batch == [(timely, [0])]
     assert queue.tokens == 0
+
+
+PRIORITIES = st.sampled_from(["interactive", "bulk"])
+CALLERS = st.builds(Caller, st.sampled_from("abcde"), PRIORITIES)
+
+
+def put(queue: TextQueue, caller: Caller, lengths: list[int]) -> Call:
+    call = queue.admit(0, math.inf, caller, bounded=False)
+    queue.put(call, texts_of(lengths))
+    return call
+
+
+@given(st.lists(st.tuples(CALLERS, st.lists(st.integers(1, 40), min_size=1, max_size=30)), max_size=20))
+def test_whoever_calls_every_text_comes_once_and_a_batch_is_of_one_priority(
+    calls: list[tuple[Caller, list[int]]],
+) -> None:
+    queue = make_queue()
+    made = [(put(queue, caller, lengths), lengths) for caller, lengths in calls]
+    taken: dict[int, list[int]] = {id(call): [] for call, _ in made}
+    while not queue.empty:
+        batch, _ = queue.take(0.0)
+        assert len({call.caller.priority for call, _ in batch}) == 1
+        for call, positions in batch:
+            taken[id(call)] += positions
+    for call, lengths in made:
+        assert sorted(taken[id(call)]) == list(range(len(lengths)))
+    assert queue.tokens == 0
+    assert queue.take(0.0) == ([], [])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1, max_size=12), st.integers(1, 40)
+)
+def test_a_tenant_waits_for_one_batch_of_each_other_at_most(
+    flood: list[tuple[int, int]], length: int
+) -> None:
+    queue = make_queue()
+    tenants = {f"tenant {tenant}" for tenant, _ in flood}
+    for tenant, size in flood:
+        put(queue, Caller(f"tenant {tenant}"), [size] * 20)
+    late = put(queue, Caller("late"), [length])
+    for _ in range(len(tenants) + 1):
+        batch, _ = queue.take(0.0)
+        if late in [call for call, _ in batch]:
+            return
+        # They never stop to send.
+        for tenant, size in flood:
+            put(queue, Caller(f"tenant {tenant}"), [size] * 20)
+    pytest.fail("it still waits")
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 40))
+def test_bulk_waits_for_a_bounded_number_of_batches_however_much_else_comes(
+    interactive: list[int], length: int
+) -> None:
+    queue = make_queue()
+    bulk = put(queue, Caller(priority="bulk"), [length] * 3 * 8)
+    since = 0
+    while bulk.waiting:
+        for size in interactive:
+            put(queue, Caller("any"), [size])
+        (batch, _) = queue.take(0.0)
+        since = 0 if bulk in [call for call, _ in batch] else since + 1
+        assert since < BULK_TURN
+
+
+def test_bulk_waits_while_interactive_does_and_goes_when_nothing_else_waits() -> None:
+    queue = make_queue()
+    bulk = put(queue, Caller(priority="bulk"), [4] * 16)
+    interactive = put(queue, Caller(), [4] * 16)
+    order = [queue.take(0.0)[0][0][0] for _ in range(4)]
+    assert order == [interactive, interactive, bulk, bulk]
+
+
+def test_tenants_share_the_batches_however_many_calls_each_has() -> None:
+    queue = make_queue()
+    for _ in range(100):
+        put(queue, Caller("many"), [8])
+    one = put(queue, Caller("one"), [8] * 100)
+    heads = [queue.take(0.0)[0][0][0] for _ in range(20)]
+    assert sum(call is one for call in heads) == 10
+
+
+def test_a_full_queue_has_room_for_the_share_of_a_tenant_that_has_less() -> None:
+    queue = make_queue(max_queue_tokens=100)
+    queue.admit(100, math.inf, Caller("floods"))
+    with pytest.raises(QueueFullError):
+        queue.admit(1, math.inf, Caller("floods"))
+    queue.admit(50, math.inf, Caller("other"))
+    with pytest.raises(QueueFullError):
+        queue.admit(1, math.inf, Caller("other"))
+    queue.admit(33, math.inf, Caller("third"))
+
+
+@given(st.lists(st.tuples(CALLERS, st.integers(1, 120)), max_size=80))
+def test_what_is_let_in_is_bounded_whoever_calls(calls: list[tuple[Caller, int]]) -> None:
+    queue = make_queue(max_queue_tokens=100)
+    waiting: dict[Priority, int] = {"interactive": 0, "bulk": 0}
+    for caller, tokens in calls:
+        first = not waiting[caller.priority]
+        try:
+            queue.admit(tokens, math.inf, caller)
+        except QueueFullError:
+            assert not first
+            assert waiting[caller.priority] + tokens > 100
+        else:
+            waiting[caller.priority] += tokens
+            assert waiting[caller.priority] <= 200
+
+
+def test_bulk_takes_no_room_from_interactive_nor_a_stream_from_either() -> None:
+    queue = make_queue(max_queue_tokens=100)
+    queue.admit(100, math.inf, Caller(priority="bulk"))
+    queue.admit(500, math.inf, bounded=False)
+    queue.admit(100, math.inf)
+    assert queue.tokens == 700
+    with pytest.raises(QueueFullError):
+        queue.admit(1, math.inf)
+
+
+def test_a_small_call_has_one_batch_of_a_large_one_before_it() -> None:
+    queue = make_queue(max_batch_tokens=64)
+    put(queue, Caller(), [10] * 1000)
+    assert queue.ahead(10) == 10 + 64
+    assert queue.ahead(1000) == 1000 + 1000
+    put(queue, Caller(), [10])
+    assert queue.ahead(10) == 10 + 64 + 10
+
+
+def test_a_tenant_has_as_much_of_another_before_it_as_it_has_itself_or_a_batch() -> None:
+    queue = make_queue(max_batch_tokens=64)
+    for _ in range(100):
+        put(queue, Caller("floods"), [10])
+    assert queue.ahead(10, Caller("other")) == 10 + 64
+    assert queue.ahead(10, Caller("floods")) == 10 + 1000
+    put(queue, Caller("other"), [40] * 5)
+    assert queue.ahead(50, Caller("other")) == 50 + 64 + (50 + 64)
+    assert queue.ahead(10, Caller("other", "bulk")) == 10 + 1200
+
+
+@given(st.lists(st.tuples(CALLERS, st.integers(1, 30)), max_size=20), CALLERS)
+def test_calls_of_one_length_have_no_more_before_them_than_was_foreseen(
+    calls: list[tuple[Caller, int]], caller: Caller
+) -> None:
+    # Batches of one text, and no bulk beside: nothing is ahead of its turn.
+    queue = make_queue(max_batch_tokens=8, texts=1)
+    for other, count in calls:
+        put(queue, Caller(other.tenant), [8] * count)
+    foreseen = queue.ahead(8 * 3, Caller(caller.tenant))
+    call = put(queue, Caller(caller.tenant), [8] * 3)
+    spent = 0
+    while call.waiting:
+        ((other_call, positions),) = queue.take(0.0)[0]
+        spent += sum(len(other_call.texts[position]) for position in positions)
+    assert spent <= foreseen

@@ -1,5 +1,6 @@
 """Search over a real socket."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from google.protobuf import json_format
 import serving.search_service
 from cognate.encoder import Encoder
 from cognate.v1 import embedding_pb2, search_pb2
-from tests.serving.servers import RECORDS, Running, Stubs, failure
+from tests.serving.servers import RECORDS, Running, Stubs, failure, write_index
 
 Query = search_pb2.Query
 Embedding = embedding_pb2.Embedding
@@ -117,9 +118,23 @@ def test_min_score_leaves_out_the_lower_ones(stubs: Stubs) -> None:
     assert not search(stubs, [Query(text="printer")], min_score=1.0).results[0].hits
 
 
+def test_an_answer_says_which_version_of_the_index_it_is_of(
+    serve: Callable[..., Running], index: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    again = write_index(tmp_path / "again", encoder, RECORDS)
+    copy = shutil.copytree(index, tmp_path / "copy")
+    stubs = serve(indexes={"first": index, "copied": copy, "again": again}).stubs
+    first, copied, anew = (
+        search(stubs, [vector_query(np.ones(32))], index=name).index_version
+        for name in ("first", "copied", "again")
+    )
+    assert first == copied != anew
+
+
 def test_an_answer_says_where_it_was_searched_and_where_the_time_went(stubs: Stubs, encoder: Encoder) -> None:
-    response = search(stubs, [Query(text="printer")], index="other")
+    response = search(stubs, [Query(text="a query of this test alone")], index="other")
     assert response.index == "other"
+    assert response.model == encoder.bundle.manifest.model
     assert response.fingerprint == encoder.fingerprint
     assert response.timings.encode_us > 0
     assert response.timings.search_us > 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cognate.errors import CognateError
-from serving import Settings
+from serving import Settings, exposure
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,12 @@ def test_flags_replace_the_indexes_of_the_file(config: Path) -> None:
         ({"threads": 0}, "the setting threads is 0; it must be greater than or equal to 1"),
         ({"max_texts": 0}, "the setting max_texts is 0"),
         ({"grace_seconds": -1}, "the setting grace_seconds is -1"),
+        ({"tls_key": "k"}, "tls_certificate and tls_key go together; give both, or neither"),
+        ({"tls_certificate": "c"}, "tls_certificate and tls_key go together"),
+        ({"tls_client_ca": "c"}, "tls_client_ca needs tls_certificate and tls_key"),
+        ({"port": 7, "admin_port": 7}, "port and admin_port are both 7; give each its own"),
+        ({"admin_port": 0, "workers": 2}, "admin_port needs one worker"),
+        ({"workers": 0}, "the setting workers is 0"),
         ({"indexes": ["i", "j"]}, "two indexes are named 'default'; give each a name of its own"),
         ({"indexes": ["a="]}, "'a=' names no path; give [NAME=]PATH"),
         ({"indexes": ["=i"]}, "'' is no name for an index"),
@@ -134,3 +140,22 @@ def test_nobody_may_change_a_server_that_was_not_told_so(monkeypatch: pytest.Mon
     assert Settings.load(bundle="b").admin is False
     monkeypatch.setenv("COGNATE_ADMIN", "true")
     assert Settings.load(bundle="b").admin is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "danger"),
+    [
+        ({"host": "127.0.0.1"}, None),
+        ({"host": "127.8.0.1"}, None),
+        ({"host": "::1"}, None),
+        ({"host": "localhost"}, None),
+        ({"host": "0.0.0.0", "tls_certificate": "c", "tls_key": "k"}, None),
+        ({"host": "0.0.0.0"}, "on 0.0.0.0 without TLS and without keys, whoever reaches the port may call"),
+        ({"host": "::"}, "on :: without TLS and without keys"),
+        ({"host": "localhost.example"}, "on localhost.example without TLS"),
+        ({"host": "10.0.0.1", "keys": "k"}, "on 10.0.0.1 without TLS, keys and texts travel"),
+    ],
+)
+def test_what_is_open_to_others_is_told(settings: dict[str, Any], danger: str | None) -> None:
+    told = exposure(Settings.load(bundle="b", **settings))
+    assert told is None if danger is None else told and danger in told

@@ -1,0 +1,95 @@
+"""Chunks of a stream to answers, in their order, in bounded memory. No I/O of its own."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Generic[Message]):
+    """A message of a stream, and its place.
+
+    Attributes:
+        number: Of the chunks before it.
+        first: Of the texts or queries before it.
+        message: The message.
+    """
+
+    number: int
+    first: int
+    message: Message
+
+
+async def chunks(
+    messages: AsyncIterator[Message], count: Callable[[Message], int]
+) -> AsyncIterator[Chunk[Message]]:
+    """Number a stream's messages.
+
+    Args:
+        messages: As they come.
+        count: Of the texts or queries in one.
+    """
+    number = first = 0
+    async for message in messages:
+        yield Chunk(number, first, message)
+        number += 1
+        first += count(message)
+
+
+async def in_order(
+    messages: AsyncIterator[Message],
+    answer: Callable[[Message], Awaitable[Answer]],
+    *,
+    at_a_time: int,
+) -> AsyncIterator[Answer]:
+    """Answer messages side by side, and give the answers in the messages' order, each as soon as it can be.
+
+    No message is read while ``at_a_time`` are being answered or wait to be taken, so that memory is bounded
+    however fast they come and however slowly the answers are taken. The first failure ends it, after the
+    answers before it: that of an answer, or of reading.
+
+    Args:
+        messages: As they come.
+        answer: Answers one.
+        at_a_time: At least 1.
+    """
+    answers: deque[asyncio.Future[Answer]] = deque()
+    reading: asyncio.Future[Message | None] | None = None
+    ended = False
+    try:
+        while True:
+            if reading is None and not ended and len(answers) < at_a_time:
+                reading = asyncio.ensure_future(_next(messages))
+            waited = [future for future in (reading, answers[0] if answers else None) if future is not None]
+            if not waited:
+                return
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if answers and answers[0].done():
+                yield await answers.popleft()
+            # A failure to read waits until what was read is answered.
+            elif reading is not None and reading.done():
+                if reading.exception() is not None and answers:
+                    await asyncio.wait([answers[0]])
+                    continue
+                message = await reading
+                reading = None
+                if message is None:
+                    ended = True
+                else:
+                    answers.append(asyncio.ensure_future(answer(message)))
+    finally:
+        unfinished = [future for future in (reading, *answers) if future is not None and not future.done()]
+        for future in unfinished:
+            future.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+
+
+async def _next(messages: AsyncIterator[Message]) -> Message | None:
+    async for message in messages:
+        return message
+    return None
