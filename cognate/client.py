@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cognate import wire
 from cognate.bundle import InputType
 from cognate.errors import CognateError
-from cognate.records import Hit
+from cognate.records import Accuracy, Hit
 from cognate.retries import MAX_ATTEMPTS, Attempts
 from cognate.v1 import (
     embedding_pb2,
@@ -301,6 +301,7 @@ class Client:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[Hit]:
         """Find the records whose meaning is nearest to a query.
@@ -314,6 +315,8 @@ class Client:
             allow_truncation: Whether a text longer than the model takes is cut; else it is refused.
             include_text: Whether hits come with their text.
             include_attributes: Whether hits come with their attributes.
+            accuracy: "exact" compares with every record, "balanced" has the recall that the index was built
+                for, "fast" may find fewer of the nearest. A flat index is exact in any case.
             timeout: Seconds that the call may take. None: the client's.
 
         Returns:
@@ -332,6 +335,7 @@ class Client:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
             timeout=timeout,
         )
         return hits
@@ -347,6 +351,7 @@ class Client:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """Search with many queries.
@@ -361,6 +366,7 @@ class Client:
             allow_truncation: Whether a text longer than the model takes is cut.
             include_text: Whether hits come with their text.
             include_attributes: Whether hits come with their attributes.
+            accuracy: How sure to be of the nearest.
             timeout: Seconds that each call may take. None: the client's.
 
         Returns:
@@ -379,6 +385,7 @@ class Client:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
         )
         parts = wire.split(request, self._get_limits(timeout))
         answers = [
@@ -709,6 +716,7 @@ class AsyncClient:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[Hit]:
         """As ``Client.search``."""
@@ -721,6 +729,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
             timeout=timeout,
         )
         return hits
@@ -736,6 +745,7 @@ class AsyncClient:
         allow_truncation: bool = True,
         include_text: bool = True,
         include_attributes: bool = True,
+        accuracy: Accuracy = "balanced",
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """As ``Client.search_many``."""
@@ -748,6 +758,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             include_text=include_text,
             include_attributes=include_attributes,
+            accuracy=accuracy,
         )
         parts = wire.split(request, await self._get_limits(timeout))
         answers = [

@@ -1,4 +1,4 @@
-"""The index artifact: vectors in FAISS, records in SQLite, and exact cosine search over them."""
+"""The index artifact: vectors in FAISS, records in SQLite, and cosine search over them."""
 
 import errno
 import json
@@ -19,10 +19,20 @@ from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
+from cognate.index_kinds import (
+    EXACT_SHARE,
+    Approximate,
+    Layout,
+    SearchParameters,
+    build_approximate,
+    write_approximate,
+)
+from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.processors import available_cores
-from cognate.records import Hit, Record
+from cognate.records import Accuracy, Hit, Record
 
 VECTORS = "index.faiss"
+APPROXIMATE = "approximate.faiss"
 RECORDS = "records.sqlite"
 RECALL_QUERIES = 100
 RECALL_K = 10
@@ -35,14 +45,20 @@ class IndexManifest(Manifest):
     """An index's manifest.
 
     Attributes:
-        kind: How it is searched: "flat" is exact.
-        parameters: Of the kind; none for "flat".
+        kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq" or "factory"
+            with some of them.
+        parameters: Of the kind: the FAISS factory string; none where only full vectors are searched.
         metric: "cosine".
         dimension: Components of a vector.
         count: How many records it holds.
         fingerprint: Of the bundle that its vectors are of.
         model: The name of that bundle's model, for people.
-        recall_at_10: Against exact search, over records sampled from the index; None where it holds none.
+        recall_at_10: Of "balanced" searches against exact search, over records sampled from the index; None
+            where it holds none.
+        storage: Number format that is searched in; full vectors score the candidates again.
+        recall_target: The recall that the parameters of "balanced" were chosen for.
+        search: Parameters of "fast" and "balanced" searches; none where all are exact.
+        tradeoff: What was measured with these parameters and the others that were tried.
     """
 
     KIND: ClassVar[str] = "index"
@@ -57,22 +73,35 @@ class IndexManifest(Manifest):
     fingerprint: str
     model: str
     recall_at_10: float | None
+    storage: str = "fp32"
+    recall_target: float | None = None
+    search: dict[Literal["fast", "balanced"], SearchParameters] = {}  # noqa: RUF012, as pydantic copies it
+    tradeoff: list[TradeoffPoint] = []  # noqa: RUF012
 
 
 class IndexWriter:
     """Writes an index as records and vectors come, holding none of them in memory.
 
+    A kind other than flat is built at the end: it learns from a sample and takes the vectors in chunks, but
+    is itself in memory until it is written.
+
     Use as a context manager on an empty folder (see ``cognate.artifact.publishing``), and call
     ``finish`` at the end.
     """
 
-    def __init__(self, folder: Path, dimension: int) -> None:
+    def __init__(self, folder: Path, dimension: int, layout: Layout | None = None) -> None:
         """Start an index.
 
         Args:
             folder: Where its files shall be.
             dimension: Components of a vector.
+            layout: What kind it shall be; None is flat.
+
+        Raises:
+            CognateError: It cannot be of that kind.
         """
+        self._layout = layout or Layout()
+        self._layout.check(dimension)
         self._folder = folder
         self._dimension = dimension
         self._count = 0
@@ -108,12 +137,17 @@ class IndexWriter:
 
         Args:
             records: One without an id gets its row number.
-            vectors: float32, shape (records, dimension), unit length.
+            vectors: float32, shape (records, dimension), unit length. One of zeros is kept: its cosine with
+                every query counts as 0.
 
         Raises:
-            CognateError: An id occurs twice.
+            CognateError: An id occurs twice, or a vector is not finite.
             OSError: The disk is full or fails.
         """
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            first = self._count + int(np.argmin(finite)) + 1
+            raise CognateError(f"the vector of record {first} has a component that is not finite")
         rows = [
             (
                 self._count + offset,
@@ -148,18 +182,50 @@ class IndexWriter:
         self._vectors.write(_flat_header(self._dimension, self._count))
         self._vectors.close()
         self._records.close()
-        index = _read_faiss(self._folder / VECTORS)
+        flat = _read_faiss(self._folder / VECTORS)
         return IndexManifest.write(
             self._folder,
-            kind="flat",
-            parameters={},
             metric="cosine",
             dimension=self._dimension,
             count=self._count,
             fingerprint=bundle.manifest.fingerprint,
             model=bundle.manifest.model,
-            recall_at_10=_recall(index),
+            **_build_kind(self._folder / APPROXIMATE, flat, self._layout),
         )
+
+
+def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]:
+    """Build what finds candidates, where the layout has it, and try it out.
+
+    Args:
+        path: Where it shall be; nothing is there afterwards where full vectors are all that is needed.
+        flat: The full vectors.
+        layout: What was asked for.
+
+    Returns:
+        What the manifest says of it.
+    """
+    chosen = layout.resolve(flat.ntotal, flat.d)
+    factory = chosen.factory_string(flat.ntotal, flat.d) if flat.ntotal > 1 else None
+    if factory is None:
+        return {"kind": "flat", "parameters": {}, "recall_at_10": _recall(flat)}
+    vectors = _full_vectors(flat)
+    with _faiss_errors():
+        write_approximate(build_approximate(factory, vectors), path)
+    points = try_out(Approximate(_read_faiss(path), flat), flat, vectors, path.stat().st_size)
+    fast, balanced = choose(points, layout.recall)
+    told = {"recall_target": layout.recall, "tradeoff": points}
+    if layout.kind == "auto" and layout.factory is None and balanced.recall_at_10 < layout.recall:
+        path.unlink()
+        return {"kind": "flat", "parameters": {}, "recall_at_10": 1.0, **told}
+    return {
+        "kind": "factory" if layout.factory is not None else chosen.kind,
+        "parameters": {"factory": factory},
+        "storage": "codes" if layout.factory is not None or chosen.kind == "ivf_pq" else chosen.storage,
+        "recall_at_10": balanced.recall_at_10,
+        "search": {"fast": fast.parameters, "balanced": balanced.parameters},
+        **told,
+    }
 
 
 @contextmanager
@@ -225,6 +291,11 @@ class Index:
         if device not in get_args(Device):
             raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
         gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+        if device == "cuda" and self.manifest.search:
+            raise CognateError(
+                f"device cuda was asked for, but {self.folder} is of kind {self.manifest.kind}, which is "
+                "searched on the CPU; build it with --kind flat, or use --device cpu"
+            )
         if device == "cuda" and not gpus:
             raise CognateError(
                 "device cuda was asked for, but this faiss sees no GPU; install cognate[serve-gpu] in an "
@@ -233,7 +304,15 @@ class Index:
         self._faiss: Any = _read_faiss(self.folder / VECTORS)
         if self._faiss.d != self.manifest.dimension or self._faiss.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
-        if gpus and device != "cpu":
+        self._approximate: Approximate | None = None
+        if self.manifest.search:
+            self._approximate = Approximate(_read_faiss(self.folder / APPROXIMATE), self._faiss)
+            found = self._approximate
+            if (found.dimension, found.count) != (self.manifest.dimension, self.manifest.count):
+                raise ArtifactError(
+                    f"{self.folder / APPROXIMATE} does not fit its manifest; build the index again"
+                )
+        elif gpus and device != "cpu":
             self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
         # A connection serves one thread at a time. All are opened now: later, another index may be here.
         self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
@@ -248,7 +327,7 @@ class Index:
 
     def close(self) -> None:
         """Close its files and unmap its vectors. No search may be under way, and none can come after."""
-        self._faiss = None
+        self._faiss = self._approximate = None
         while not self._connections.empty():
             self._connections.get().close()
 
@@ -268,7 +347,12 @@ class Index:
         return self.manifest.dimension
 
     def search(
-        self, vectors: NDArray[np.float32], top_k: int = 10, *, min_score: float | None = None
+        self,
+        vectors: NDArray[np.float32],
+        top_k: int = 10,
+        *,
+        min_score: float | None = None,
+        accuracy: Accuracy = "balanced",
     ) -> list[list[Hit]]:
         """Find the records nearest to each vector by cosine similarity.
 
@@ -276,15 +360,18 @@ class Index:
             vectors: float32, shape (queries, dimension), unit length.
             top_k: Hits for each, at least 1; as many as there are where the index holds fewer.
             min_score: Leave out hits with a smaller cosine.
+            accuracy: "exact" compares with every vector, "balanced" has the recall that the index was built
+                for, "fast" may find fewer of the nearest. A flat index is exact in any case.
 
         Returns:
             The hits of each vector, best first, those of equal score in the order of the index. Which of
             the records that share the last hit's score are among them is not defined.
 
         Raises:
-            CognateError: top_k is less than 1, or the vectors have another dimension or are not finite.
+            CognateError: top_k is less than 1, there is no such accuracy, or the vectors have another
+                dimension or are not finite.
         """
-        scores, rows = self.search_rows(vectors, top_k)
+        scores, rows = self.search_rows(vectors, top_k, accuracy=accuracy)
         threshold = -np.inf if min_score is None else min_score
         wanted = [
             [(float(score), int(row)) for score, row in zip(*pair, strict=True) if score >= threshold]
@@ -301,13 +388,14 @@ class Index:
         ]
 
     def search_rows(
-        self, vectors: NDArray[np.float32], top_k: int
+        self, vectors: NDArray[np.float32], top_k: int, *, accuracy: Accuracy = "balanced"
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the rows nearest to each vector, without fetching records.
 
         Args:
             vectors: float32, shape (queries, dimension), unit length.
             top_k: Hits for each, at least 1.
+            accuracy: As ``search``.
 
         Returns:
             Cosines, float32, and rows, int64, of shape (queries, min(top_k, count)), best first.
@@ -317,6 +405,10 @@ class Index:
         """
         if top_k < 1:
             raise CognateError(f"top_k is {top_k}; it must be at least 1")
+        if accuracy not in get_args(Accuracy):
+            raise CognateError(
+                f"there is no accuracy {accuracy!r}; choose one of {', '.join(get_args(Accuracy))}"
+            )
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise CognateError(
                 f"the query vectors have shape {vectors.shape}; the index needs (queries, {self.dimension})"
@@ -327,13 +419,26 @@ class Index:
         k = min(top_k, self.count)
         if not len(vectors) or not k:
             return np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
-        scores, rows = self._faiss.search(np.ascontiguousarray(vectors, np.float32), k)
+        scores, rows = self._nearest(np.ascontiguousarray(vectors, np.float32), k, accuracy)
         # FAISS leaves hits of equal score in any order.
         order = np.lexsort((rows, -scores), axis=1)
         return (
             np.clip(np.take_along_axis(scores, order, 1), -1.0, 1.0),
             np.take_along_axis(rows, order, 1),
         )
+
+    def _nearest(
+        self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
+            exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
+            return exact
+        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy])
+        # The lists that were read may hold fewer, and a graph may lead to fewer.
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short):
+            scores[short], rows[short] = self._faiss.search(vectors[short], k)
+        return scores, rows
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
@@ -413,9 +518,7 @@ def _recall(index: faiss.Index) -> float | None:
     """recall@10 of the index against exact search, with records spread evenly over it as queries."""
     if not index.ntotal:
         return None
-    flat: Any = faiss.downcast_index(index)
-    vectors = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d)
-    vectors = vectors.reshape(index.ntotal, index.d)
+    vectors = _full_vectors(index)
     # Fewer for a large index: their scores against all of it are held at once.
     queries = max(1, min(RECALL_QUERIES, RECALL_SCORES // index.ntotal))
     sample = np.unique(np.linspace(0, index.ntotal - 1, queries).astype(np.int64))
@@ -424,3 +527,20 @@ def _recall(index: faiss.Index) -> float | None:
     found, _ = index.search(np.ascontiguousarray(vectors[sample]), k)
     # By score, not by row: records with equal vectors stand in for each other.
     return float((found >= scores[:, -1:] - 1e-5).mean())
+
+
+def _full_vectors(flat: faiss.Index) -> NDArray[np.float32]:
+    """The vectors of a flat index where they lie, memory-mapped; valid as long as the index is."""
+    downcast: Any = faiss.downcast_index(flat)
+    data = faiss.rev_swig_ptr(downcast.get_xb(), flat.ntotal * flat.d)
+    vectors: NDArray[np.float32] = data.reshape(flat.ntotal, flat.d)
+    return vectors
+
+
+@contextmanager
+def _faiss_errors() -> Iterator[None]:
+    """Turn FAISS's word for a full disk into the OSError that other files give."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error

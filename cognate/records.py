@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from cognate.errors import CognateError, RecordError
 
@@ -35,6 +35,9 @@ EMPTY_TEXT = "the text is empty"
 
 Attributes = Mapping[str, Any]
 Row = tuple[int, Mapping[str, object]]
+
+Accuracy = Literal["fast", "balanced", "exact"]
+"""How sure a search is to find the nearest records."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +140,38 @@ def read_numbered_records(
         yield line, record
     if not found and not (rejects and rejects.count):
         raise CognateError(f"{name} has no records; give a file with at least one")
+
+
+def read_rows(source: str | Path) -> Iterator[Row]:
+    """Read the rows of a file in a format of ``read_records``, whatever its columns are.
+
+    Args:
+        source: A path.
+
+    Yields:
+        The line, in Parquet the row, from 1, and the values by column.
+
+    Raises:
+        RecordError: A line that cannot be read.
+        CognateError: The file is not there, is a folder or is of no known format.
+    """
+    name = str(source)
+    _check_file(Path(source), name)
+    form = _format(name)
+    if form == ".parquet":
+        yield from _parquet_rows(Path(source), name, None)
+        return
+    with _open(source, name) as file:
+        if form not in (".csv", ".tsv"):
+            yield from _json_rows(file, name, None)
+            return
+        rows = _cells(file, name, "\t" if form == ".tsv" else ",")
+        _, header = next(rows, (1, []))
+        for number, cells in rows:
+            if len(cells) != len(header):
+                reason = f"{len(cells)} columns where the header has {len(header)}"
+                raise RecordError(name, number, reason)
+            yield number, dict(zip(header, cells, strict=True))
 
 
 def read_tables(source: str | Path) -> Iterator[tuple[int, Sequence[str]]]:
@@ -317,7 +352,7 @@ def _table_rows(file: IO[bytes], name: str, delimiter: str, rejects: Rejects | N
         yield number, {key: value for key, value in row.items() if value != "" or key == "text"}
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+def _parquet_rows(path: Path, name: str, wanted: Sequence[str] | None = COLUMNS) -> Iterator[Row]:
     # Imported here: pyarrow costs 60 MB, and only Parquet files need it.
     import pyarrow
     import pyarrow.parquet
@@ -325,8 +360,9 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [column for column in COLUMNS if column in file.schema_arrow.names]
-            if "text" not in columns:
+            there = file.schema_arrow.names
+            columns = there if wanted is None else [column for column in wanted if column in there]
+            if wanted is not None and "text" not in columns:
                 raise CognateError(
                     f"{name} has no column named text; it has {', '.join(file.schema_arrow.names)}"
                 )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.errors import CognateError
-from cognate.records import Hit
+from cognate.records import Accuracy, Hit
 from cognate.v1 import embedding_pb2, index_pb2, info_pb2, search_pb2
 
 Query = str | NDArray[Any]
@@ -48,6 +48,12 @@ _PRIORITIES = ("interactive", "bulk")
 _INPUT_TYPES = {
     "query": embedding_pb2.INPUT_TYPE_QUERY,
     "passage": embedding_pb2.INPUT_TYPE_PASSAGE,
+}
+
+_ACCURACIES = {
+    "fast": search_pb2.ACCURACY_FAST,
+    "balanced": search_pb2.ACCURACY_BALANCED,
+    "exact": search_pb2.ACCURACY_EXACT,
 }
 
 _Request = TypeVar("_Request", embedding_pb2.EncodeRequest, search_pb2.SearchRequest)
@@ -113,7 +119,7 @@ class IndexDescription:
 
     Attributes:
         name: What ``search`` takes.
-        kind: How it is searched: "flat" is exact.
+        kind: How it is searched: "flat" compares with every vector, other kinds with some.
         count: Number of records.
         dimension: Components of a vector.
         metric: "cosine".
@@ -351,6 +357,7 @@ def search_request(
     allow_truncation: bool,
     include_text: bool,
     include_attributes: bool,
+    accuracy: Accuracy = "balanced",
 ) -> search_pb2.SearchRequest:
     """Make a request to search, with any number of queries; ``split`` makes it fit a server.
 
@@ -370,6 +377,7 @@ def search_request(
         truncation=_truncation(allow_truncation),
         omit_text=not include_text,
         omit_attributes=not include_attributes,
+        accuracy=_accuracy(accuracy),
     )
 
 
@@ -592,6 +600,12 @@ def _input_type(input_type: str) -> embedding_pb2.InputType:
     if input_type not in _INPUT_TYPES:
         raise CognateError(f"input_type is {input_type!r}; it must be one of {', '.join(_INPUT_TYPES)}")
     return _INPUT_TYPES[input_type]
+
+
+def _accuracy(accuracy: str) -> search_pb2.Accuracy:
+    if accuracy not in _ACCURACIES:
+        raise CognateError(f"accuracy is {accuracy!r}; it must be one of {', '.join(_ACCURACIES)}")
+    return _ACCURACIES[accuracy]
 
 
 def _truncation(allowed: bool) -> embedding_pb2.Truncation:

@@ -8,6 +8,7 @@ from cognate.artifact import publishing
 from cognate.encoder import Device, Encoder
 from cognate.errors import CognateError
 from cognate.index import IndexManifest, IndexWriter
+from cognate.index_kinds import Layout
 from cognate.records import Rejects, read_records
 
 CHUNK = 4096
@@ -19,6 +20,7 @@ def build(
     bundle: str | Path,
     destination: str | Path,
     *,
+    layout: Layout = Layout("auto"),  # noqa: B008, for it is frozen
     device: Device = "auto",
     force: bool = False,
     rejects: Rejects | None = None,
@@ -30,6 +32,7 @@ def build(
         source: A record file of any size, or ``-`` for JSON Lines on standard input.
         bundle: The bundle to encode with.
         destination: The index's folder.
+        layout: What kind of index; by default chosen by its size.
         device: Where to encode.
         force: Whether an index that is there is replaced.
         rejects: Takes bad lines; without it the first one raises.
@@ -39,13 +42,14 @@ def build(
         The manifest of the index.
 
     Raises:
-        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, or a
-            destination that exists or cannot be written. Nothing is left behind then.
+        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a kind
+            that cannot be built, or a destination that exists or cannot be written. Nothing is left behind
+            then.
     """
     with publishing(Path(destination), IndexManifest.KIND, force=force) as partial:
         encoder = Encoder(bundle, device=device, bulk=True)
         records = read_records(source, rejects=rejects)
-        with IndexWriter(partial, encoder.dimension) as writer:
+        with IndexWriter(partial, encoder.dimension, layout) as writer:
             while chunk := list(itertools.islice(records, CHUNK)):
                 vectors = encoder.encode([record.text for record in chunk], on_progress=on_progress)
                 writer.add(chunk, vectors)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cognate.bundle import BundleManifest
 from cognate.index import Index
 from cognate.processors import available_cores
-from cognate.records import Record
+from cognate.records import Accuracy, Record
 from cognate.v1 import search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
@@ -26,6 +26,13 @@ from serving.vectors import read_vector
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A larger answer is refused, and never held whole: the records of an index may be of any size."""
+
+_ACCURACIES: dict[int, Accuracy] = {
+    search_pb2.ACCURACY_UNSPECIFIED: "balanced",
+    search_pb2.ACCURACY_FAST: "fast",
+    search_pb2.ACCURACY_BALANCED: "balanced",
+    search_pb2.ACCURACY_EXACT: "exact",
+}
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
@@ -172,12 +179,15 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         if request.HasField("min_score") and not -1 <= request.min_score <= 1:
             raise bad_field("min_score", f"is {request.min_score:g}; it must be a cosine, -1 to 1")
 
+        if request.accuracy not in _ACCURACIES:
+            raise bad_field("accuracy", f"{request.accuracy} is no Accuracy")
+
 
 def _find(
     index: Index, vectors: NDArray[np.float32], request: search_pb2.SearchRequest
 ) -> list[search_pb2.QueryHits]:
     """Search, fetch the records, and write the hits; in a thread, for all three take their time."""
-    scores, rows = index.search_rows(vectors, request.top_k)
+    scores, rows = index.search_rows(vectors, request.top_k, accuracy=_ACCURACIES[request.accuracy])
     counts = np.full(len(rows), rows.shape[1])
     if request.HasField("min_score"):
         # Best first, so that those to keep come first.

@@ -161,6 +161,7 @@ def test_search_passes_its_options_on(client: Any, peer: Peer) -> None:
         allow_truncation=False,
         include_text=False,
         include_attributes=False,
+        accuracy="exact",
     )
     plain, full = peer.requests
     assert plain == search_pb2.SearchRequest(
@@ -168,6 +169,7 @@ def test_search_passes_its_options_on(client: Any, peer: Peer) -> None:
         top_k=10,
         input_type=embedding_pb2.INPUT_TYPE_QUERY,
         truncation=embedding_pb2.TRUNCATION_ALLOWED,
+        accuracy=search_pb2.ACCURACY_BALANCED,
     )
     assert full == search_pb2.SearchRequest(
         queries=[search_pb2.Query(text="all")],
@@ -178,6 +180,7 @@ def test_search_passes_its_options_on(client: Any, peer: Peer) -> None:
         truncation=embedding_pb2.TRUNCATION_REFUSED,
         omit_text=True,
         omit_attributes=True,
+        accuracy=search_pb2.ACCURACY_EXACT,
     )
 
 

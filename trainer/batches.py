@@ -1,6 +1,6 @@
 """Class-balanced batches: P labels, up to K records of each, every record once an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -54,34 +54,64 @@ def class_balanced_batches(
             yield [position for records in batch.values() for position in records]
 
 
-class ClassBalancedBatchSampler(DefaultBatchSampler):
+def distinct_batches(
+    rows: Sequence[tuple[str, ...]], *, batch_size: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """Share rows out over batches in which no text occurs twice: each row's are the others' negatives.
+
+    Args:
+        rows: The texts of each row.
+        batch_size: Rows of a batch, at most.
+        rng: Decides the order.
+
+    Yields:
+        Positions in ``rows``; together each once, but a row that is alone at the end.
+    """
+    batches: list[tuple[list[int], set[str]]] = []
+    for position in rng.permutation(len(rows)).tolist():
+        texts = set(rows[position])
+        batch = next((batch for batch in batches if not texts & batch[1]), None)
+        if batch is None:
+            batches.append(batch := ([], set()))
+        batch[0].append(position)
+        batch[1].update(texts)
+        if len(batch[0]) == batch_size or len(batches) > OPEN_BATCHES:
+            full = batch if len(batch[0]) == batch_size else batches[0]
+            batches = [other for other in batches if other is not full]
+            if len(full[0]) > 1:
+                yield full[0]
+    for positions, _ in batches:
+        if len(positions) > 1:
+            yield positions
+
+
+class SeededBatchSampler(DefaultBatchSampler):
     """Gives sentence-transformers' trainer the batches of each epoch, the same ones for the same seed."""
 
     def __init__(
-        self, labels: Sequence[int], *, labels_per_batch: int, records_per_label: int, seed: int
+        self,
+        rows: int,
+        draw: Callable[[np.random.Generator], Iterator[list[int]]],
+        *,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        """Take the label of every record of the data set, in its order."""
-        super().__init__(
-            range(len(labels)), batch_size=labels_per_batch * records_per_label, drop_last=False, seed=seed
-        )
+        """Take how many rows there are, and what draws the batches of an epoch."""
+        super().__init__(range(rows), batch_size=batch_size, drop_last=False, seed=seed)
         self.seed = seed
-        self._labels = labels
-        self._labels_per_batch = labels_per_batch
-        self._records_per_label = records_per_label
+        self._draw = draw
         self._drawn: tuple[int, list[list[int]]] | None = None
 
     def _batches(self) -> list[list[int]]:
         epoch = getattr(self, "epoch", 0)
         if self._drawn is None or self._drawn[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            drawn = class_balanced_batches(
-                self._labels,
-                labels_per_batch=self._labels_per_batch,
-                records_per_label=self._records_per_label,
-                rng=rng,
-            )
-            self._drawn = epoch, list(drawn)
+            self._drawn = epoch, list(self._draw(rng))
         return self._drawn[1]
+
+    def batch(self, number: int) -> list[int]:
+        """The positions of one batch of this epoch, the first being 0."""
+        return self._batches()[number]
 
     def __iter__(self) -> Iterator[list[int]]:
         """Give the batches of this epoch."""
@@ -90,3 +120,20 @@ class ClassBalancedBatchSampler(DefaultBatchSampler):
     def __len__(self) -> int:
         """How many batches this epoch has."""
         return len(self._batches())
+
+
+class ClassBalancedBatchSampler(SeededBatchSampler):
+    """Gives class-balanced batches."""
+
+    def __init__(
+        self, labels: Sequence[int], *, labels_per_batch: int, records_per_label: int, seed: int
+    ) -> None:
+        """Take the label of every record of the data set, in its order."""
+        super().__init__(
+            len(labels),
+            lambda rng: class_balanced_batches(
+                labels, labels_per_batch=labels_per_batch, records_per_label=records_per_label, rng=rng
+            ),
+            batch_size=labels_per_batch * records_per_label,
+            seed=seed,
+        )

@@ -1,54 +1,43 @@
 """One training run: records in, evaluations on the way, a checkpoint out."""
 
+import contextlib
 import json
+import logging
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import set_seed
 
-from cognate.artifact import check_destination, installed_versions, publishing, sha256_file
+from cognate.artifact import check_destination, installed_versions, publishing
 from cognate.checkpoint import TRAINING, CheckpointManifest
 from cognate.errors import CognateError
-from cognate.evaluation import Evaluation, evaluate, read_queries_and_index
-from cognate.records import Record, read_records
-from trainer.averaging import PretrainedAverage
-from trainer.batches import ClassBalancedBatchSampler
+from cognate.evaluation import Evaluation, evaluate
+from cognate.records import Record
+from cognate.runs import CHECKPOINT, CHECKPOINTS, LOG, RunFolder, get_run
+from trainer.averaging import WeightAverage
+from trainer.data import TrainingData, read_data
 from trainer.encoder import load_encoder
-from trainer.losses import MetricLoss, make_loss, make_miner
+from trainer.evaluations import load_evaluation, save_evaluation
+from trainer.job import Job, make_job
+from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
+from trainer.shaping import merge_low_rank, shape
+from trainer.starting import new_run, resumable_job
+from trainer.steps import Progress, Session, train
+from trainer.training_state import TrainingStates, load_state
 
+EXAMPLES = 20
+"""Queries whose hits a run keeps to look at, and how many hits of each."""
+EXAMPLE_HITS = 5
 
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come.
+LOGGED_STEPS = 100
+"""Steps of a run that its log tells of; metrics.jsonl has them all."""
 
-    Attributes:
-        step: Steps done.
-        steps: Steps in all.
-        epoch: Epochs done, a fraction.
-        loss: Mean of the last steps; None before the first.
-    """
-
-    step: int
-    steps: int
-    epoch: float
-    loss: float | None
+log = logging.getLogger("trainer")
 
 
 @dataclass(frozen=True)
@@ -58,37 +47,50 @@ class Run:
     Attributes:
         checkpoint: The folder of the checkpoint.
         evaluations: Before training and after each epoch; empty where no queries and index were given.
-        seconds: How long it took.
+        seconds: How long it took; of a resumed run, since it was resumed.
+        epoch: The epoch whose weights the checkpoint has.
     """
 
     checkpoint: Path
     evaluations: list[Evaluation]
     seconds: float
+    epoch: int
+
+
+OnProgress = Callable[[Progress], None]
+OnEvaluation = Callable[[int, Evaluation], None]
 
 
 def fit(
     model: str,
-    train_data: str | Path,
+    train_data: str | Path | Sequence[str | Path],
     *,
-    out: str | Path,
+    out: str | Path | None = None,
+    run: str | None = None,
+    runs_dir: str | Path | None = None,
     queries: str | Path | None = None,
     index: str | Path | None = None,
     force: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_evaluation: Callable[[int, Evaluation], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_evaluation: OnEvaluation | None = None,
     **options: Any,
 ) -> Run:
-    """Fine-tune a model on labelled records so that records of one label come near to each other.
+    """Fine-tune a model so that what belongs together comes near to each other.
+
+    The data's columns say what it is: records (text, label); pairs (query and passage, or two texts that mean
+    the same), perhaps with a score; triplets.
 
     The same seed and data on the same machine give the same checkpoint.
 
     Args:
         model: ``minilm``, a checkpoint or model folder, or a Hugging Face id.
-        train_data: Records with labels.
-        out: The checkpoint's folder.
+        train_data: A file, or several of one kind.
+        out: The checkpoint's folder; may be left out where there is a run, in whose folder it then lies.
+        run: A name, to keep a folder with the log, the metrics as they come, and what resuming needs.
+        runs_dir: Where runs live: by default what COGNATE_RUNS says, else ``runs``.
         queries: Records to evaluate with, before training and after each epoch; needs ``index``.
         index: Records that the queries are searched in.
-        force: Whether a checkpoint that is there is replaced.
+        force: Whether a checkpoint, or a run, that is there is replaced.
         on_progress: Called after each step.
         on_evaluation: Called with the number of epochs done and what was found.
         options: Fields of ``TrainingOptions``.
@@ -98,172 +100,247 @@ def fit(
 
     Raises:
         CognateError: The data, the options or the destination will not do, or the loss is not finite.
+        RunStoppedError: Somebody asked the run to stop.
         pydantic.ValidationError: An option is unknown or out of range.
     """
-    started = time.monotonic()
     settings = TrainingOptions(**options)
-    out = Path(out)
-    check_destination(out, CheckpointManifest.KIND, force=force)
-    if (queries is None) != (index is None):
-        raise CognateError("evaluation needs both queries and index; give both, or neither")
-    records, dropped = _training_records(train_data)
-    searched = None
-    if queries is not None and index is not None:
-        searched = read_queries_and_index(queries, index)
-    set_seed(settings.seed)
-    encoder = load_encoder(model)
-    evaluations: list[Evaluation] = []
+    if out is None and run is None:
+        raise CognateError("give out, where the checkpoint shall be, or run, a name")
+    if out is not None:
+        check_destination(Path(out), CheckpointManifest.KIND, force=force)
+    job = make_job(model, train_data, queries=queries, index=index, out=out, force=force, options=settings)
+    if run is None:
+        return _Fitting(job, read_data(job), None, on_progress, on_evaluation).run()
+    folder, data = new_run(job, run, runs_dir)
+    with _running(folder):
+        return _Fitting(job, data, folder, on_progress, on_evaluation).run()
 
-    def evaluate_now() -> None:
-        if searched is not None:
-            evaluations.append(evaluate(encoder, *searched, k=settings.k))
-            if on_evaluation:
-                on_evaluation(len(evaluations) - 1, evaluations[-1])
 
-    evaluate_now()
-    average = PretrainedAverage(encoder.model, settings.pretrained_weight)
+def resume(
+    name: str,
+    *,
+    runs_dir: str | Path | None = None,
+    expected: Job | None = None,
+    on_progress: OnProgress | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> Run:
+    """Go on with a run that was stopped, failed or was never started, from its last training state.
 
-    def evaluate_average() -> None:
-        with average.applied():
-            evaluate_now()
+    With the same data on the same machine, what comes out is what the run would have given had it never
+    been stopped.
 
-    with publishing(out, CheckpointManifest.KIND, force=force) as partial:
-        losses = _train(encoder.model, records, settings, evaluate_average, on_progress)
-        average.apply()
-        encoder.model.save(str(partial), create_model_card=False)
-        seconds = time.monotonic() - started
-        given = {"train": train_data, "queries": queries, "index": index}
-        training = {
-            "model": model,
+    Args:
+        name: The run's.
+        runs_dir: Where runs live.
+        expected: What the run is thought to do; it is refused where it does something else.
+        on_progress: Called after each step.
+        on_evaluation: Called with the number of epochs done and what was found, those of before left out.
+
+    Raises:
+        CognateError: There is no such run, it is running or finished, or its data or settings changed.
+        RunStoppedError: Somebody asked the run to stop.
+    """
+    folder = get_run(name, runs_dir)
+    job = resumable_job(folder, expected)
+    with _running(folder):
+        return _Fitting(job, read_data(job), folder, on_progress, on_evaluation).run()
+
+
+@contextlib.contextmanager
+def _running(folder: RunFolder) -> Iterator[None]:
+    """Be the run's process, and write what is logged to its log."""
+    with folder.running():
+        handler = logging.FileHandler(folder.folder / LOG, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        except CognateError as error:
+            log.error("%s", error)  # noqa: TRY400 - A user's mistake needs no traceback.
+            raise
+        except BaseException as error:
+            log.exception("ended by %s", type(error).__name__)
+            raise
+        else:
+            log.info("finished")
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            handler.close()
+
+
+class _Fitting:
+    """One call of ``fit`` or ``resume``: the model, what is measured of it, and where it is written."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: TrainingData,
+        folder: RunFolder | None,
+        on_progress: OnProgress | None,
+        on_evaluation: OnEvaluation | None,
+    ) -> None:
+        self.job = job
+        self.data = data
+        self.folder = folder
+        self.on_progress = on_progress
+        self.on_evaluation = on_evaluation
+        place = job.out or (folder and folder.folder / CHECKPOINT)
+        assert place  # noqa: S101 - ``fit`` asks for one of them.
+        self.out = Path(place)
+        self.evaluations: list[Evaluation] = []
+        self.losses: list[Progress] = []
+
+    def run(self) -> Run:
+        """Train, and publish the checkpoint."""
+        started = time.monotonic()
+        settings = self.job.options
+        check_optimization(settings)
+        set_seed(settings.seed)
+        self.encoder = load_encoder(self.job.model)
+        log.info("%s, trained on %s", self.job.model, self.data.summary)
+        states = resumed = None
+        if self.folder is not None:
+            states = TrainingStates(self.folder.folder / CHECKPOINTS, settings.checkpoints_kept)
+            if (last := states.last()) is not None:
+                resumed = last, load_state(last)
+            self._restore(None if resumed is None else resumed[1]["position"])
+        if resumed is None:
+            self._evaluate()
+        shape(self.encoder.model, settings)
+        average = WeightAverage(
+            self.encoder.model, pretrained_weight=settings.pretrained_weight, ema=settings.ema
+        )
+        with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
+            self.epoch = train(
+                self.encoder.model,
+                self.data,
+                settings,
+                Session(
+                    on_progress=self._tell_progress,
+                    on_epoch=self._evaluate,
+                    average=average,
+                    scratch=states.folder if states else Path(scratch),
+                    stop_asked=self.folder.stop_asked if self.folder else lambda: False,
+                    states=states,
+                    resumed=resumed,
+                ),
+            )
+        merge_low_rank(self.encoder.model)
+        self._publish(started)
+        return Run(
+            checkpoint=self.out,
+            evaluations=self.evaluations,
+            seconds=time.monotonic() - started,
+            epoch=self.epoch,
+        )
+
+    def _publish(self, started: float) -> None:
+        with publishing(self.out, CheckpointManifest.KIND, force=self.job.force) as partial:
+            self.encoder.model.save(str(partial), create_model_card=False)
+            training = self._training(time.monotonic() - started)
+            (partial / TRAINING).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+            CheckpointManifest.write(partial, model=self.job.model)
+
+    def _training(self, seconds: float) -> dict[str, object]:
+        """What training.json says."""
+        job = self.job
+        first, *others = job.train_data
+        given = {"train": first, "queries": job.queries, "index": job.index}
+        given |= {f"train {number}": path for number, path in enumerate(others, 2)}
+        return {
+            "model": job.model,
             "data": {
-                name: {"path": str(path), "sha256": sha256_file(Path(path))}
+                name: {"path": path, "sha256": job.sha256[path]}
                 for name, path in given.items()
-                if path is not None and str(path) != "-"
+                if path in job.sha256
             },
-            "records": len(records),
-            "labels": len({record.label for record in records}),
-            "records_dropped_as_alone_in_their_label": dropped,
-            "options": settings.model_dump(),
-            "evaluations": [{"epoch": n, **e.as_json()} for n, e in enumerate(evaluations)],
-            "losses": [asdict(progress) for progress in losses],
-            "device": str(encoder.model.device),
+            "kind": self.data.tuples.kind if self.data.tuples else "records",
+            "records": len(self.data.rows),
+            "labels": self.data.labels,
+            "records_dropped_as_alone_in_their_label": self.data.dropped,
+            "options": job.options.model_dump(),
+            "epoch": self.epoch,
+            "evaluations": [{"epoch": n, **e.as_json()} for n, e in enumerate(self.evaluations)],
+            "losses": [asdict(progress) for progress in self.losses],
+            "device": str(self.encoder.model.device),
             "seconds": round(seconds, 3),
             "versions": installed_versions("cognate", *CheckpointManifest.LIBRARIES),
         }
-        (partial / TRAINING).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-        CheckpointManifest.write(partial, model=model)
-    return Run(checkpoint=out, evaluations=evaluations, seconds=seconds)
+
+    def _tell_progress(self, progress: Progress) -> None:
+        self.losses.append(progress)
+        if progress.step % max(1, progress.steps // LOGGED_STEPS) == 0:
+            log.info("step %d of %d, loss %.4f", progress.step, progress.steps, progress.loss or 0.0)
+        if self.folder:
+            self.folder.add_metrics({"kind": "step", **asdict(progress)})
+        if self.on_progress:
+            self.on_progress(progress)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.data.searched is None:
+            return {}
+        evaluation = evaluate(self.encoder, *self.data.searched, k=self.job.options.k)
+        epoch = len(self.evaluations)
+        self.evaluations.append(evaluation)
+        log.info("after epoch %d: average_precision %.4f", epoch, evaluation.metrics["average_precision"])
+        if self.folder:
+            step = self.losses[-1].step if self.losses else 0
+            save_evaluation(evaluation, self._evaluation_file(epoch))
+            self.folder.add_examples(_examples(*self.data.searched, evaluation, epoch))
+            self.folder.add_metrics(
+                {"kind": "evaluation", "epoch": epoch, "step": step, **evaluation.as_json()}
+            )
+        if self.on_evaluation:
+            self.on_evaluation(epoch, evaluation)
+        return evaluation.metrics
+
+    def _evaluation_file(self, epoch: int) -> Path:
+        assert self.folder is not None  # noqa: S101
+        folder = self.folder.folder / "evaluations"
+        folder.mkdir(exist_ok=True)
+        return folder / f"epoch-{epoch}.safetensors"
+
+    def _restore(self, position: dict[str, int] | None) -> None:
+        """Take up what was measured up to a training state, and drop what was measured after it."""
+        assert self.folder is not None  # noqa: S101
+        step, epochs = (position["step"], position["epochs"]) if position else (-1, -1)
+
+        def wanted(line: Any) -> bool:
+            # An example has no step; of an epoch that was not ended there is none.
+            return bool(line.get("step", 0) <= step and ("loss" in line or line["epoch"] <= epochs))
+
+        self.folder.keep(wanted)
+        for line in self.folder.metrics():
+            if line["kind"] == "step":
+                self.losses.append(Progress(line["step"], line["steps"], line["epoch"], line["loss"]))
+            else:
+                self.evaluations.append(load_evaluation(self._evaluation_file(line["epoch"])))
+        if position:
+            log.info("going on after step %d", step)
 
 
-def _training_records(source: str | Path) -> tuple[list[Record], int]:
-    """Read the records that can be trained on, and count those that are alone in their label."""
-    records = list(read_records(source, require_label=True))
-    sizes = Counter(record.label for record in records)
-    kept = [record for record in records if sizes[record.label] > 1]
-    labels = len({record.label for record in kept})
-    if labels < 2:
-        raise CognateError(
-            f"{source} has {len(sizes)} labels, {labels} of them with two records or more; training needs at "
-            "least two such labels, to tell what belongs together from what does not"
+def _examples(
+    queries: Sequence[Record], index: Sequence[Record], evaluation: Evaluation, epoch: int
+) -> list[dict[str, object]]:
+    """The first hits of the first queries, as lines of examples.jsonl."""
+    lines: list[dict[str, object]] = []
+    for number, row in enumerate(evaluation.query_rows[:EXAMPLES].tolist()):
+        query = queries[row]
+        hits = zip(evaluation.rows[number].tolist(), evaluation.scores[number].tolist(), strict=True)
+        lines.append(
+            {
+                "epoch": epoch,
+                "row": row,
+                "query": query.text,
+                "label": query.label,
+                "hits": [
+                    {"text": index[hit].text, "label": index[hit].label, "score": round(score, 4)}
+                    for hit, score in hits
+                    if hit >= 0
+                ][:EXAMPLE_HITS],
+            }
         )
-    return kept, len(records) - len(kept)
-
-
-def _train(
-    model: SentenceTransformer,
-    records: Sequence[Record],
-    settings: TrainingOptions,
-    on_epoch: Callable[[], None],
-    on_progress: Callable[[Progress], None] | None,
-) -> list[Progress]:
-    """Run sentence-transformers' trainer, and give the loss as it went."""
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(r.label for r in records))}
-    labels = [numbers[record.label] for record in records]
-    loss = MetricLoss(
-        model,
-        make_loss(
-            settings.loss,
-            settings.loss_options,
-            labels=len(numbers),
-            dimension=model.get_embedding_dimension() or 0,
-        ),
-        make_miner(settings.miner, settings.miner_options),
-        bf16=settings.precision == "bf16",
-    ).to(model.device)
-    max_length = model.max_seq_length
-    if settings.max_length is not None:
-        model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
-    watcher = _Watcher(on_epoch, on_progress)
-    with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            warmup_ratio=settings.warmup_ratio,
-            seed=settings.seed,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=1,
-            disable_tqdm=True,
-            dataloader_pin_memory=model.device.type == "cuda",
-            batch_sampler=lambda dataset, **_: ClassBalancedBatchSampler(
-                labels,
-                labels_per_batch=settings.labels_per_batch,
-                records_per_label=settings.records_per_label,
-                seed=settings.seed,
-            ),
-        )
-        trainer = _Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"text": [record.text for record in records], "label": labels}),
-            loss=loss,
-            callbacks=[watcher],
-            optimizers=(_optimizer(settings, [*model.parameters(), *loss.loss.parameters()]), None),
-        )
-        # It prints the loss on standard output, which is for results.
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    model.max_seq_length = max_length
-    return watcher.losses
-
-
-def _optimizer(settings: TrainingOptions, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=settings.learning_rate, fused=True)
-
-
-class _NoModelCard(TrainerCallback):
-    """Stands where sentence-transformers collects a model card: training.json says more, at no cost."""
-
-    def __init__(self, default_args_dict: object) -> None:
-        super().__init__()
-
-
-class _Trainer(SentenceTransformerTrainer):
-    model_card_callback_class = _NoModelCard  # type: ignore[assignment]
-
-
-class _Watcher(TrainerCallback):
-    """Tells of steps and epochs as they end."""
-
-    def __init__(self, on_epoch: Callable[[], None], on_progress: Callable[[Progress], None] | None) -> None:
-        self.on_epoch = on_epoch
-        self.on_progress = on_progress
-        self.losses: list[Progress] = []
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        loss = given["logs"].get("loss")
-        if loss is not None:
-            progress = Progress(state.global_step, state.max_steps, round(state.epoch or 0.0, 4), loss)
-            self.losses.append(progress)
-            if self.on_progress:
-                self.on_progress(progress)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        self.on_epoch()
+    return lines

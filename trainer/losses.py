@@ -1,19 +1,39 @@
 """A pytorch-metric-learning loss and miner over a batch, as sentence-transformers' trainer calls them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from pytorch_metric_learning import distances, losses, miners
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses as tuple_losses
 from torch import Tensor, nn
 
 from cognate.errors import CognateError
+from trainer.kinds import Kind
 from trainer.options import Option
 
 MICRO_BATCH = 16
 """Texts that go through the model together. Sorted by length, they need little padding."""
+
+
+_RANKING = (
+    "MultipleNegativesRankingLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+)
+TUPLE_LOSSES: dict[Kind, tuple[str, ...]] = {
+    "pairs": _RANKING,
+    "scored pairs": ("CoSENTLoss", "AnglELoss", "CosineSimilarityLoss"),
+    "triplets": (*_RANKING[:2], "TripletLoss"),
+}
+"""The losses of sentence-transformers that fit each kind of data without labels."""
+
+
+class NotFiniteError(CognateError):
+    """A loss, or its gradients, that is infinite or no number."""
 
 
 class MetricLoss(nn.Module):
@@ -24,11 +44,46 @@ class MetricLoss(nn.Module):
     """
 
     def __init__(
-        self, model: SentenceTransformer, loss: nn.Module, miner: nn.Module | None, *, bf16: bool = False
+        self,
+        model: SentenceTransformer,
+        loss: nn.Module,
+        miner: nn.Module | None,
+        *,
+        bf16: bool = False,
+        dimensions: Sequence[int] = (),
+        memory: int = 0,
     ) -> None:
-        """Take a model, a pytorch-metric-learning loss and, or not, a miner; bf16 is the model's alone."""
+        """Take a model, a pytorch-metric-learning loss and, or not, a miner.
+
+        Args:
+            model: What embeds.
+            loss: Over embeddings.
+            miner: Of what the loss looks at.
+            bf16: Whether the model, and only it, computes in bf16.
+            dimensions: Numbers of first components that the loss is the mean over; none: all components.
+            memory: Embeddings of batches before that are mined as well.
+
+        Raises:
+            CognateError: This loss takes no memory, or no dimensions.
+        """
         super().__init__()
         self.bf16 = bf16
+        self.mined = 0
+        if miner is not None:
+            miner.register_forward_hook(self._count)
+        if dimensions and any(True for _ in loss.parameters()):
+            raise CognateError(f"{type(loss).__name__} has weights of one size, so leave out matryoshka")
+        self.dimensions = dimensions
+        if memory:
+            supported = losses.CrossBatchMemory.supported_losses()
+            if type(loss).__name__ not in supported:
+                raise CognateError(
+                    f"{type(loss).__name__} takes no memory; those that do are {', '.join(supported)}"
+                )
+            size = model.get_embedding_dimension() or 0
+            # It mines by itself, over the memory.
+            loss = losses.CrossBatchMemory(loss, size, memory_size=memory, miner=miner)
+            miner = None
         self.model = model
         self.loss = loss
         self.miner = miner
@@ -44,17 +99,36 @@ class MetricLoss(nn.Module):
             A scalar.
 
         Raises:
-            CognateError: It is not finite.
+            NotFiniteError: It is not finite.
         """
         embeddings = self.embed(features[0])
+        sizes = self.dimensions or [embeddings.shape[1]]
+        loss = torch.stack([self._loss(embeddings[:, :size], labels) for size in sizes]).mean()
+        if not torch.isfinite(loss):
+            raise NotFiniteError("the loss is not finite")
+        return loss
+
+    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         mined = None if self.miner is None else self.miner(embeddings, labels)
         loss: Tensor = self.loss(embeddings, labels, mined)
-        if not torch.isfinite(loss):
-            raise CognateError(
-                "the loss is not finite, so training was stopped; try a smaller --learning-rate, or look for "
-                "damaged texts with cognate data check"
-            )
         return loss
+
+    def _count(self, miner: nn.Module, given: object, mined: tuple[Tensor, ...]) -> None:
+        self.mined += max(len(part) for part in mined)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The place in the memory, which pytorch-metric-learning leaves out of the weights."""
+        memory = self.loss
+        return (
+            {"queue_idx": memory.queue_idx, "has_been_filled": memory.has_been_filled}
+            if isinstance(memory, losses.CrossBatchMemory)
+            else {}
+        )
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take that place up again."""
+        for name, value in state.items():
+            setattr(self.loss, name, value)
 
     def embed(self, features: Mapping[str, Tensor]) -> Tensor:
         """Embed a batch: float, shape (texts, dimension), in the order of the batch."""
@@ -71,6 +145,82 @@ class MetricLoss(nn.Module):
             with torch.autocast(lengths.device.type, torch.bfloat16, enabled=self.bf16):
                 embeddings.append(self.model(micro)["sentence_embedding"].float())
         return torch.cat(embeddings)[torch.argsort(order)]
+
+
+class TupleLoss(nn.Module):
+    """A sentence-transformers loss over pairs, with or without a score, or triplets."""
+
+    mined = 0
+
+    def __init__(self, loss: nn.Module, *, bf16: bool = False) -> None:
+        """Take the loss, which has the model; bf16 is the model's alone."""
+        super().__init__()
+        self.loss = loss
+        self.bf16 = bf16
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The model."""
+        return cast(SentenceTransformer, self.loss.model)
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            features: One element for each text of a row: input_ids, attention_mask, …, shape (rows, tokens).
+            labels: The scores, float, shape (rows,); None where there are none.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            NotFiniteError: It is not finite.
+        """
+        device = features[0]["attention_mask"].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            loss: Tensor = self.loss(features, labels)
+        if not torch.isfinite(loss):
+            raise NotFiniteError("the loss is not finite")
+        return loss
+
+
+def make_tuple_loss(
+    name: str,
+    options: Mapping[str, Option],
+    kind: Kind,
+    model: SentenceTransformer,
+    dimensions: Sequence[int] = (),
+) -> nn.Module:
+    """Make a sentence-transformers loss for data without labels.
+
+    Args:
+        name: Its class name.
+        options: Its arguments.
+        kind: Of the data.
+        model: What embeds.
+        dimensions: Numbers of first components that it is summed over as well; none: all components.
+
+    Raises:
+        CognateError: It does not fit the data, or does not take these options.
+    """
+    fit = TUPLE_LOSSES[kind]
+    if name not in fit:
+        raise CognateError(f"there is no loss {name!r} for {kind}; those that exist are {', '.join(fit)}")
+    cls = getattr(tuple_losses, name)
+    wanted = {
+        key
+        for key, value in inspect.signature(cls).parameters.items()
+        if isinstance(value.default, bool | int | float | str)
+    } - {"gather_across_devices", "show_progress_bar"}
+    if unknown := sorted(set(options) - wanted):
+        raise CognateError(
+            f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
+        )
+    try:
+        loss: nn.Module = cls(model, **options)
+    except (TypeError, ValueError) as error:
+        raise CognateError(f"{name} cannot be made from these options: {error}") from error
+    return tuple_losses.MatryoshkaLoss(model, loss, list(dimensions)) if dimensions else loss
 
 
 def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimension: int) -> nn.Module:

@@ -4,6 +4,8 @@ from typing import Literal
 
 import pydantic
 
+from cognate.metrics import METRICS
+
 Option = bool | int | float | str
 
 
@@ -19,9 +21,42 @@ class TrainingOptions(pydantic.BaseModel):
         batch_size: Records of a batch, at most; batch_size / records_per_label labels share one.
         records_per_label: Records of one label in a batch, at most.
         learning_rate: At its peak.
-        optimizer: "adamw" or "adam".
-        warmup_ratio: The share of the steps in which the learning rate climbs to its peak; it then falls
-            linearly to 0.
+        optimizer: Class name of a torch.optim optimizer, in capitals or not.
+        optimizer_options: Its arguments.
+        weight_decay: Of every weight. None: the optimizer's own.
+        loss_optimizer_options: The optimizer's arguments for the weights of a loss that has some, such as lr.
+        layer_decay: Each layer's learning rate is that of the one above it times this; 1: all are alike.
+        scheduler: How the learning rate goes on after the warm-up: "linear" to 0, "cosine",
+            "cosine_with_restarts", "polynomial", "constant" (which has no warm-up), "constant_with_warmup".
+        scheduler_options: Its arguments, such as num_cycles or power.
+        warmup_ratio: The share of the steps in which the learning rate climbs to its peak.
+        warmup_steps: Those steps themselves. None: by the ratio.
+        gradient_accumulation: Batches whose gradients make one step. Each is mined by itself.
+        max_gradient_norm: A larger gradient is scaled down to it; 0: none is.
+        monitor: What early stopping and the best checkpoint look at after each epoch: one of the nine
+            metrics, or "loss", the mean of the epoch's.
+        monitor_mode: Whether it is better at its "max" or its "min". "auto": the loss at its min.
+        patience: Epochs without a better value after which training stops. None: it never does.
+        min_delta: By how much a value must be better to be so.
+        baseline: The value that the first one must better. None: any value does.
+        keep_best: Whether the checkpoint has the weights of the best epoch, not those of the last.
+        val_split: The share of the labels that is left out of training, and searched in itself to evaluate,
+            where there are no queries and index.
+        freeze: What is not trained: "none", "embeddings", a number n (the embeddings and the first n layers)
+            or "encoder" (all but the head that output_dim adds).
+        pooling: How token embeddings become one: "mean", "cls", "max", …. None: as the model does.
+        output_dim: Components of an embedding, by a layer that is added after pooling. None: the model's own.
+        prompts: What is put before a text, by "query" and "passage"; None: what the model says.
+        matryoshka: Numbers of components, of each of which the first ones alone are trained to be an
+            embedding; the loss is the mean over them. Source: Kusupati et al., "Matryoshka representation
+            learning", 2022.
+        memory: Embeddings of batches before that are mined as well, the newest; 0: none. Source: Wang et
+            al., "Cross-batch memory for embedding learning", 2020.
+        ema: How much of their moving average the weights keep at each step, such as 0.999; the average is
+            what is evaluated and kept. 0: there is none.
+        lora: Rank of low-rank weights that are trained in place of the linear layers', and merged into them
+            at the end; 0: all weights are trained. Source: Hu et al., "LoRA", 2021.
+        lora_alpha: By how much they count, over their rank. None: twice the rank.
         precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
             processor or GPU that has it.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
@@ -30,6 +65,9 @@ class TrainingOptions(pydantic.BaseModel):
             et al., "Robust fine-tuning of zero-shot models", 2022.
         seed: Decides the batches and the dropout.
         k: Hits that the evaluations look at.
+        checkpoint_epochs: A run's training state is saved after every so many epochs, and after the last.
+        checkpoint_steps: And after every so many steps. None: not.
+        checkpoints_kept: How many training states of a run are kept, the newest.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -42,13 +80,43 @@ class TrainingOptions(pydantic.BaseModel):
     batch_size: int = pydantic.Field(128, ge=4, le=65536)
     records_per_label: int = pydantic.Field(4, ge=2, le=1024)
     learning_rate: float = pydantic.Field(2e-5, gt=0, le=1)
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: str = "adamw"
+    optimizer_options: dict[str, Option | list[float] | None] = {}
+    weight_decay: float | None = pydantic.Field(None, ge=0)
+    loss_optimizer_options: dict[str, Option | list[float] | None] = {}
+    layer_decay: float = pydantic.Field(1.0, gt=0, le=1)
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = "linear"
+    scheduler_options: dict[str, Option] = {}
     warmup_ratio: float = pydantic.Field(0.1, ge=0, le=1)
+    warmup_steps: int | None = pydantic.Field(None, ge=0)
+    gradient_accumulation: int = pydantic.Field(1, ge=1)
+    max_gradient_norm: float = pydantic.Field(1.0, ge=0)
+    monitor: str = "average_precision"
+    monitor_mode: Literal["auto", "max", "min"] = "auto"
+    patience: int | None = pydantic.Field(None, ge=1)
+    min_delta: float = pydantic.Field(0.0, ge=0)
+    baseline: float | None = None
+    keep_best: bool = False
+    val_split: float = pydantic.Field(0.0, ge=0, lt=1)
+    freeze: Literal["none", "embeddings", "encoder"] | pydantic.NonNegativeInt = "none"
+    pooling: Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None = None
+    output_dim: int | None = pydantic.Field(None, ge=1, le=65536)
+    prompts: dict[Literal["query", "passage"], str] | None = None
+    matryoshka: list[pydantic.PositiveInt] = []
+    memory: int = pydantic.Field(0, ge=0)
+    ema: float = pydantic.Field(0.0, ge=0, lt=1)
+    lora: int = pydantic.Field(0, ge=0)
+    lora_alpha: int | None = pydantic.Field(None, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
     pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
     k: int = pydantic.Field(20, ge=1, le=10_000)
+    checkpoint_epochs: int = pydantic.Field(1, ge=1)
+    checkpoint_steps: int | None = pydantic.Field(None, ge=1)
+    checkpoints_kept: int = pydantic.Field(2, ge=1)
 
     @pydantic.model_validator(mode="after")
     def _two_labels_fit(self) -> "TrainingOptions":
@@ -57,6 +125,25 @@ class TrainingOptions(pydantic.BaseModel):
                 "batch_size must be at least twice records_per_label, so that two labels share one"
             )
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _go_together(self) -> "TrainingOptions":
+        if self.monitor != "loss" and self.monitor not in METRICS:
+            raise ValueError(f"there is no {self.monitor!r} to monitor; there are loss, {', '.join(METRICS)}")
+        if self.freeze == "encoder" and self.output_dim is None:
+            raise ValueError("freeze=encoder leaves only a head to train; give output_dim, to have one")
+        if self.memory and self.memory < self.batch_size:
+            raise ValueError(f"memory must hold a batch, {self.batch_size} embeddings, at least")
+        if self.memory and self.matryoshka:
+            raise ValueError("memory and matryoshka do not go together")
+        if self.lora and self.freeze != "none":
+            raise ValueError("lora trains none of the encoder's own weights, so leave out freeze")
+        return self
+
+    @property
+    def monitored(self) -> bool:
+        """Whether anything is done with what is monitored."""
+        return self.keep_best or self.patience is not None
 
     @property
     def labels_per_batch(self) -> int:

@@ -24,6 +24,7 @@ from cognate.cli import (
     import_,
     index,
     keys,
+    runs,
     search,
     serve,
     top,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("runs")(runs.runs)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bundle.app, name="bundle")

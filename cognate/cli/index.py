@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -12,6 +12,9 @@ from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connec
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import needs, note, out, print_json, progress_bar
 from cognate.wire import IndexDescription
+
+if TYPE_CHECKING:
+    from cognate.index import IndexManifest
 
 app = typer.Typer(help="Build indexes, and change those of a running server.", no_args_is_help=True)
 
@@ -26,6 +29,20 @@ def build(
     bundle: Annotated[Path, typer.Option(help="The bundle to encode with.")],
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    kind: Annotated[
+        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"],
+        typer.Option(help="flat is exact; the others are quicker or smaller; auto chooses by size."),
+    ] = "auto",
+    storage: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(help="Number format to search in; full vectors score the best again."),
+    ] = "fp32",
+    factory: Annotated[
+        str | None, typer.Option(help="A string of faiss.index_factory instead of a kind, for experts.")
+    ] = None,
+    recall: Annotated[
+        float, typer.Option(min=0, max=1, help="recall@10 that balanced searches shall have.")
+    ] = 0.99,
     on_error: OnError = "stop",
     rejects: RejectsFile = None,
     force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
@@ -37,6 +54,7 @@ def build(
     """
     with needs("serve"):
         import indexer
+        from cognate.index_kinds import Layout
     started = time.monotonic()
     told = rejects_path(rejects, destination)
     with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
@@ -49,7 +67,14 @@ def build(
             bar.update(task, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
 
         manifest = indexer.build(
-            records, bundle, destination, device=device, force=force, rejects=kept, on_progress=advance
+            records,
+            bundle,
+            destination,
+            layout=Layout(kind, storage, factory, recall),
+            device=device,
+            force=force,
+            rejects=kept,
+            on_progress=advance,
         )
     seconds = time.monotonic() - started
     skipped = kept.count if kept else 0
@@ -62,6 +87,11 @@ def build(
         f"{manifest.dimension} dimensions, recall@10 {manifest.recall_at_10:.4f}, "
         f"in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
     )
+    if manifest.search and manifest.recall_at_10 is not None and manifest.recall_at_10 < recall:
+        note(
+            f"no parameters that were tried reach recall@10 {recall:g}; `cognate index info {destination} "
+            "--tradeoff` shows them"
+        )
     if skipped:
         note(f"{skipped} bad lines were skipped; {told} says which and why")
 
@@ -69,6 +99,9 @@ def build(
 @app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="An index.")],
+    tradeoff: Annotated[
+        bool, typer.Option(help="Show what was measured with other search parameters.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check an index file by file, and say what it holds.
@@ -78,13 +111,37 @@ def info(
     with needs("serve"):
         from cognate.index import IndexManifest
     manifest = IndexManifest.read(folder)
-    described = manifest.model_dump(mode="json", exclude={"files"})
+    described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
     described["bytes"] = sum(digest.size for digest in manifest.files.values())
     if as_json:
         print_json(described)
         return
+    points = described.pop("tradeoff")
     for name, value in described.items():
         out.print(f"{name:14} {value}")
+    if tradeoff and points:
+        out.print(tradeoff_table(manifest))
+    elif tradeoff:
+        note("every search of this index is exact, so there was nothing to try")
+
+
+def tradeoff_table(manifest: "IndexManifest") -> Table:
+    """A table of what was measured with each choice of search parameters."""
+    table = Table()
+    for name in ("recall@10", "queries/s", "bytes/record"):
+        table.add_column(name, justify="right")
+    for name in ("parameters", "used by"):
+        table.add_column(name)
+    for point in sorted(manifest.tradeoff, key=lambda point: -point.queries_per_second):
+        used = [name for name, parameters in manifest.search.items() if parameters == point.parameters]
+        table.add_row(
+            f"{point.recall_at_10:.4f}",
+            f"{point.queries_per_second:,.0f}",
+            f"{point.bytes_per_record:,.0f}",
+            "full vectors" if point.parameters is None else str(point.parameters),
+            ", ".join(used) if point.parameters is not None else "exact",
+        )
+    return table
 
 
 @app.command("list")

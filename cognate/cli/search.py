@@ -1,7 +1,7 @@
 """``cognate search``."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -19,6 +19,9 @@ def search(
     min_score: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Leave out hits with a smaller cosine.")
     ] = None,
+    accuracy: Annotated[
+        Literal["fast", "balanced", "exact"], typer.Option(help="What an index that is not flat may miss.")
+    ] = "balanced",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -32,7 +35,7 @@ def search(
     Example: cognate search "How do I learn Python?" --top-k 5
     """
     with connect(target, timeout, tls, tls_ca, tls_client) as client:
-        hits = client.search(text, top_k=top_k, index=index, min_score=min_score)
+        hits = client.search(text, top_k=top_k, index=index, min_score=min_score, accuracy=accuracy)
     if as_json:
         print_json(
             [

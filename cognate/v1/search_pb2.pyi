@@ -1,12 +1,24 @@
 from cognate.v1 import embedding_pb2 as _embedding_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Accuracy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACCURACY_UNSPECIFIED: _ClassVar[Accuracy]
+    ACCURACY_FAST: _ClassVar[Accuracy]
+    ACCURACY_BALANCED: _ClassVar[Accuracy]
+    ACCURACY_EXACT: _ClassVar[Accuracy]
+ACCURACY_UNSPECIFIED: Accuracy
+ACCURACY_FAST: Accuracy
+ACCURACY_BALANCED: Accuracy
+ACCURACY_EXACT: Accuracy
 
 class Query(_message.Message):
     __slots__ = ("text", "embedding")
@@ -17,7 +29,7 @@ class Query(_message.Message):
     def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("queries", "index", "top_k", "min_score", "input_type", "truncation", "omit_text", "omit_attributes")
+    __slots__ = ("queries", "index", "top_k", "min_score", "input_type", "truncation", "omit_text", "omit_attributes", "accuracy")
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +38,7 @@ class SearchRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     OMIT_TEXT_FIELD_NUMBER: _ClassVar[int]
     OMIT_ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
     queries: _containers.RepeatedCompositeFieldContainer[Query]
     index: str
     top_k: int
@@ -34,7 +47,8 @@ class SearchRequest(_message.Message):
     truncation: _embedding_pb2.Truncation
     omit_text: bool
     omit_attributes: bool
-    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., index: _Optional[str] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., input_type: _Optional[_Union[_embedding_pb2.InputType, str]] = ..., truncation: _Optional[_Union[_embedding_pb2.Truncation, str]] = ..., omit_text: _Optional[bool] = ..., omit_attributes: _Optional[bool] = ...) -> None: ...
+    accuracy: Accuracy
+    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., index: _Optional[str] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., input_type: _Optional[_Union[_embedding_pb2.InputType, str]] = ..., truncation: _Optional[_Union[_embedding_pb2.Truncation, str]] = ..., omit_text: _Optional[bool] = ..., omit_attributes: _Optional[bool] = ..., accuracy: _Optional[_Union[Accuracy, str]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "text", "label", "attributes")

@@ -15,6 +15,7 @@ from cognate.metrics import METRICS
 COMMANDS = [
     ("demo",),
     ("train",),
+    ("runs",),
     ("export",),
     ("evaluate",),
     ("serve",),
@@ -164,6 +165,17 @@ def test_train_export_index_evaluate_one_after_the_other(
     built = cognate("index", "build", records, "--bundle", bundle, "--out", index, "--json")
     assert json.loads(built.out)["count"] == 12
     assert json.loads(cognate("index", "info", index, "--json").out)["count"] == 12
+    assert "nothing to try" in cognate("index", "info", index, "--tradeoff").err
+    options = ("--kind", "hnsw", "--storage", "int8", "--recall", 0.5)
+    built = cognate("index", "build", records, "--bundle", bundle, "--out", index, "--force", *options)
+    assert "12 records, hnsw" in built.out
+    table = cognate("index", "info", index, "--tradeoff").out
+    assert "recall@10" in table
+    assert "ef_search 16 rerank 2" in table
+    options = ("--factory", "nonsense", "--force")
+    refused = cognate("index", "build", records, "--bundle", bundle, "--out", index, *options)
+    assert (refused.code, refused.out) == (1, "")
+    assert "from the factory string 'nonsense'" in refused.err
 
     compared = cognate(
         "evaluate",

@@ -74,7 +74,8 @@ def test_one_interval_as_json(cognate: Callable, target: str) -> None:
     assert seen["batch_texts"] >= 1
     assert 0 < seen["padding_share"] < 1
     assert 0 < seen["model_busy_share"] <= 1.1
-    assert seen["cache_hit_rate"] is None
+    # The same query, again and again.
+    assert seen["cache_hit_rate"] > 0.5
     assert seen["memory_bytes"] > 10e6
     assert seen["indexes"]["faq"]["records"] == len(RECORDS)
     assert seen["server"]["device"] == "cpu"

@@ -166,7 +166,7 @@ def test_what_a_client_cannot_use_is_one_sentence(authority: Authority, tmp_path
         ({"ca": tmp_path / "none.pem"}, "none.pem cannot be read: No such file or directory"),
         ({"ca": text}, "text.pem has no certificate in it"),
         ({"certificate": certificate}, "a.pem has no private key in it"),
-        ({"api_key": "two\nlines"}, "the API key is empty or has other than visible ASCII characters"),
+        ({"api_key": "two\nlines"}, "the API key is empty, or has characters other than ASCII"),
         ({"api_key": ""}, "the API key is empty"),
     ):
         for kind in (Client, AsyncClient):

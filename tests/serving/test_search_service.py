@@ -11,7 +11,12 @@ import pytest
 from google.protobuf import json_format
 
 import serving.search_service
+from cognate.artifact import publishing
 from cognate.encoder import Encoder
+from cognate.exact import exact_top_k
+from cognate.index import IndexWriter
+from cognate.index_kinds import Layout
+from cognate.records import Record
 from cognate.v1 import embedding_pb2, search_pb2
 from tests.serving.servers import RECORDS, Running, Stubs, failure, write_index
 
@@ -97,6 +102,26 @@ def test_a_hit_carries_its_record(stubs: Stubs) -> None:
     assert hits["5"].text == "learn 3 words"
 
 
+def test_a_call_says_how_sure_it_will_be_of_the_nearest(
+    serve: Callable[..., Running], encoder: Encoder, tmp_path: Path
+) -> None:
+    texts = [f"open door {number}" for number in range(400)]
+    vectors = encoder.encode(texts)
+    with (
+        publishing(tmp_path / "graph", "index") as partial,
+        IndexWriter(partial, encoder.dimension, Layout("hnsw")) as writer,
+    ):
+        writer.add([Record(text) for text in texts], vectors)
+        writer.finish(encoder.bundle)
+    stubs = serve(indexes={"graph": tmp_path / "graph"}).stubs
+    expected, _ = exact_top_k(vectors[:20], vectors, 3)
+    for accuracy, least in (("UNSPECIFIED", 0.9), ("FAST", 0.8), ("BALANCED", 0.9), ("EXACT", 1)):
+        value = search_pb2.Accuracy.Value(f"ACCURACY_{accuracy}")
+        results = search(stubs, [vector_query(vector) for vector in vectors[:20]], accuracy=value).results
+        found = np.array([[hit.score for hit in result.hits] for result in results])
+        assert (found >= expected[:, -1:] - 1e-5).mean() >= least
+
+
 def test_text_and_attributes_can_be_left_out(stubs: Stubs) -> None:
     bare = search(stubs, [Query(text="printer")], top_k=6, omit_text=True, omit_attributes=True)
     full = search(stubs, [Query(text="printer")], top_k=6)
@@ -154,6 +179,7 @@ def test_an_answer_says_where_it_was_searched_and_where_the_time_went(stubs: Stu
         ({"top_k": 21}, "top_k", "is 21; it must be 1 to 20"),
         ({"min_score": float("nan")}, "min_score", "is nan"),
         ({"min_score": 1.5}, "min_score", "is 1.5; it must be a cosine"),
+        ({"accuracy": 9}, "accuracy", "9 is no Accuracy"),
         ({"input_type": 9}, "input_type", "9 is no InputType"),
         ({"truncation": 9}, "truncation", "9 is no Truncation"),
         ({"queries": [Query(embedding=Embedding())]}, "queries[0].embedding", "set one of"),

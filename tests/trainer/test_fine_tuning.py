@@ -18,21 +18,6 @@ from cognate.metrics import METRICS
 OPTIONS = {"epochs": 2, "batch_size": 16, "records_per_label": 4, "learning_rate": 1e-3, "k": 5}
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Texts of ten labels to train on, and of five others to evaluate with."""
-    verbs, things = ["reset", "open", "learn"], ["password", "door", "printer", "key", "lock"]
-    groups = [[f"how do i {v} the {t}", f"{v} {t} ?", f"the {t} i {v}"] for v in verbs for t in things]
-    files = {"train": [], "queries": [], "index": []}
-    for label, texts in enumerate(groups):
-        for position, text in enumerate(texts):
-            part = "train" if label < 10 else "queries" if position == 0 else "index"
-            files[part].append({"text": text, "label": f"label {label}"})
-    for name, records in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return tmp_path
-
-
 def fit(data: Path, model: Path, out: Path, **options: object) -> trainer.Run:
     return trainer.fit(
         str(model),
@@ -152,7 +137,7 @@ def test_queries_without_index_are_refused(data: Path, tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 0}, {"batch_size": 6, "records_per_label": 4}, {"optimizer": "sgd"}, {"lr": 1}]
+    "options", [{"epochs": 0}, {"batch_size": 6, "records_per_label": 4}, {"scheduler": "step"}, {"lr": 1}]
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], data: Path, tmp_path: Path) -> None:
     with pytest.raises(pydantic.ValidationError):

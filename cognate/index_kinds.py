@@ -1,0 +1,354 @@
+"""Kinds of index: which FAISS index each is, how it is learnt from the vectors, and how it is searched.
+
+Every index keeps its full vectors in a flat FAISS file, which is exact. A kind that is quicker or smaller
+is a second file beside it, which finds candidates; where its own vectors are of low precision, the full ones
+score the candidates again.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import faiss
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from cognate.errors import CognateError
+
+_faiss: Any = faiss
+"""The stubs of faiss lack what its Python wrappers take."""
+
+Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
+Storage = Literal["fp32", "fp16", "int8"]
+
+FLAT_BYTES = 64 * 1024 * 1024
+"""Full vectors up to so many bytes stay flat under "auto": reading all of them takes milliseconds."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory, what "auto" lets the building of a graph take; it holds the full vectors meanwhile."""
+
+LINKS = 32
+"""Links of a vector in a graph, twice as many on its lowest level."""
+
+LINK_BYTES = 8 * LINKS + 16
+"""What the graph takes for a vector."""
+
+EF_CONSTRUCTION = 128
+"""Candidates that a vector's links are chosen from."""
+
+LISTS_PER_ROOT = 4
+"""An inverted file has so many lists, times the square root of the number of vectors."""
+
+MIN_PER_LIST = 39
+"""Vectors that FAISS wants for each list that it learns."""
+
+TRAIN_PER_LIST = 64
+MIN_TRAIN = 20_000
+"""Vectors that are learnt from: so many a list, or where there are more, this many."""
+
+PQ_CODES = 256
+"""Codes of a product quantiser's byte, and so the fewest vectors that it can be learnt from."""
+
+CHUNK = 65536
+"""Vectors that are added at a time."""
+
+EF_SEARCHES = (16, 32, 64, 128, 256, 512, 1024)
+"""Candidates to keep while a graph is walked, to try."""
+
+RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 16, 64)}
+"""Candidates for each hit to try, by the precision that they were found with."""
+
+EXACT_SHARE = 10
+"""Where a search asks for more than one in so many of the vectors, it reads all of them."""
+
+_CODES = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
+_FULL = (faiss.IndexHNSWFlat, faiss.IndexIVFFlat, faiss.IndexFlat)
+
+
+class SearchParameters(pydantic.BaseModel, frozen=True):
+    """How an index is searched; None where its kind has no such parameter.
+
+    Attributes:
+        ef_search: Of a graph: candidates that are kept while it is walked.
+        nprobe: Of an inverted file: lists that are read.
+        rerank: Candidates for each hit that full vectors score again.
+    """
+
+    ef_search: int | None = None
+    nprobe: int | None = None
+    rerank: int | None = None
+
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value}" for name, value in self if value is not None) or "—"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What kind of index is asked for.
+
+    Attributes:
+        kind: "auto" chooses by the number of vectors, their size and the memory.
+        storage: Number format that vectors are searched in; "ivf_pq" has its own.
+        factory: A string of faiss.index_factory instead of a kind.
+        recall: recall@10 against exact search that "balanced" searches shall have.
+    """
+
+    kind: Kind = "flat"
+    storage: Storage = "fp32"
+    factory: str | None = None
+    recall: float = 0.99
+
+    def check(self, dimension: int) -> None:
+        """Refuse what cannot be built, before any vector is there.
+
+        Args:
+            dimension: Components of a vector.
+
+        Raises:
+            CognateError: An unknown kind or storage, two that exclude each other, a factory string that FAISS
+                does not take, or a recall out of range.
+        """
+        if self.kind not in get_args(Kind):
+            raise CognateError(
+                f"there is no kind of index {self.kind!r}; choose one of {', '.join(get_args(Kind))}"
+            )
+        if self.storage not in get_args(Storage):
+            raise CognateError(
+                f"there is no storage {self.storage!r}; choose one of {', '.join(get_args(Storage))}"
+            )
+        if not 0 < self.recall <= 1:
+            raise CognateError(f"the recall asked for is {self.recall:g}; it must be above 0, at most 1")
+        if self.kind == "ivf_pq" and self.storage != "fp32":
+            raise CognateError("ivf_pq has its own storage, codes of a quarter byte a number; leave it out")
+        if self.factory is not None:
+            if self.kind not in ("auto", "flat") or self.storage != "fp32":
+                raise CognateError("a factory string says both kind and storage; give it without them")
+            new_index(self.factory, dimension)
+
+    def resolve(self, count: int, dimension: int) -> "Layout":
+        """Choose the kind where "auto" leaves it open.
+
+        Small ones stay flat. A graph is the quickest, where the memory to build it is there; else codes.
+        """
+        if self.kind != "auto" or self.factory is not None:
+            return self
+        size = 4 * dimension * count
+        if size <= FLAT_BYTES:
+            return Layout("flat", self.storage, None, self.recall)
+        if size + LINK_BYTES * count <= MEMORY_SHARE * _memory() or self.storage != "fp32":
+            return Layout("hnsw", self.storage, None, self.recall)
+        return Layout("ivf_pq", "fp32", None, self.recall)
+
+    def factory_string(self, count: int, dimension: int) -> str | None:
+        """The FAISS index that finds candidates.
+
+        Returns:
+            A string of faiss.index_factory; None where the full vectors are all that is needed.
+
+        Raises:
+            CognateError: There are too few vectors to learn the kind from.
+        """
+        if self.factory is not None:
+            return self.factory
+        lists = max(1, min(round(LISTS_PER_ROOT * math.sqrt(count)), count // MIN_PER_LIST))
+        if self.kind == "hnsw":
+            return f"HNSW{LINKS},{_CODES[self.storage]}"
+        if self.kind == "ivf_flat":
+            return f"IVF{lists},{_CODES[self.storage]}"
+        if self.kind == "ivf_pq":
+            if count < PQ_CODES:
+                raise CognateError(
+                    f"ivf_pq is learnt from at least {PQ_CODES} records, and there are {count}; "
+                    "use another kind, or auto"
+                )
+            # A byte for four numbers, or for as many as divide the dimension.
+            codes = next(codes for codes in range(max(1, dimension // 4), 0, -1) if dimension % codes == 0)
+            # np: without the codes for comparing by bits, which nothing here does and which take minutes.
+            return f"IVF{lists},PQ{codes}np"
+        return None if self.storage == "fp32" else _CODES[self.storage]
+
+
+def new_index(factory: str, dimension: int) -> faiss.Index:
+    """Make an empty FAISS index over cosines.
+
+    Raises:
+        CognateError: FAISS does not take the string.
+    """
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, TypeError) as error:
+        raise CognateError(
+            f"FAISS makes no index of {dimension} dimensions from the factory string {factory!r}: "
+            f"{_why(error)}"
+        ) from None
+
+
+def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
+    """Learn an index from a sample of vectors, and add all of them.
+
+    Args:
+        factory: Of faiss.index_factory.
+        vectors: float32, shape (count, dimension), count at least 1; may be memory-mapped.
+
+    Raises:
+        CognateError: FAISS cannot build it, such as from too few vectors.
+    """
+    index = new_index(factory, vectors.shape[1])
+    graph = faiss.downcast_index(index)
+    if isinstance(graph, faiss.IndexHNSW):
+        graph.hnsw.efConstruction = EF_CONSTRUCTION
+    inverted = faiss.try_extract_index_ivf(index)
+    lists = inverted.nlist if inverted else 0
+    if inverted:
+        # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
+        inverted.cp.min_points_per_centroid = 1
+        if isinstance(inverted, faiss.IndexIVFPQ):
+            inverted.pq.cp.min_points_per_centroid = 1
+    try:
+        if not index.is_trained:
+            wanted = min(len(vectors), max(MIN_TRAIN, TRAIN_PER_LIST * lists))
+            rows = np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))
+            index.train(np.ascontiguousarray(vectors[rows]))
+        for start in range(0, len(vectors), CHUNK):
+            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
+    except RuntimeError as error:
+        raise CognateError(
+            f"FAISS cannot build {factory!r} from {len(vectors)} records: {_why(error)}"
+        ) from None
+    return index
+
+
+def write_approximate(index: faiss.Index, path: Path) -> None:
+    """Write an index; a graph over full vectors without them, for they are in a file of their own."""
+    _faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE if _borrows(index) else 0)
+
+
+class Approximate:
+    """An index that finds candidates among the vectors of a flat one. Safe to use from several threads.
+
+    Attributes:
+        reranks: Whether its own vectors are of low precision, so that the full ones score again.
+    """
+
+    def __init__(self, index: faiss.Index, flat: faiss.Index) -> None:
+        """Put the two together.
+
+        Args:
+            index: As ``build_approximate`` gave it, or FAISS read what ``write_approximate`` wrote.
+            flat: The full vectors, in the same order.
+        """
+        self._index = _faiss.downcast_index(index)
+        # FAISS only points at them.
+        self._kept = (index, flat)
+        if _borrows(index):
+            self._index.own_fields = False
+            self._index.storage = flat
+        self.reranks = not isinstance(self._index, _FULL)
+        self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
+        self._inverted = faiss.try_extract_index_ivf(self._index)
+
+    @property
+    def count(self) -> int:
+        """How many vectors it holds."""
+        return int(self._index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return int(self._index.d)
+
+    @property
+    def borrows(self) -> bool:
+        """Whether it reads the full vectors while it searches, not only to score again."""
+        return _borrows(self._index)
+
+    def points(self) -> Iterator[list[SearchParameters]]:
+        """Parameters to try: one series for each reranking, from the quickest to the most accurate."""
+        reranks: tuple[int | None, ...] = (None,)
+        if self.reranks:
+            bits = self._bits()
+            reranks = RERANKS["fp16" if bits >= 16 else "int8" if bits >= 8 else "codes"]
+        for rerank in reranks:
+            if self._inverted:
+                lists = self._inverted.nlist
+                probes = sorted({min(lists, 2**power) for power in range(lists.bit_length() + 1)})
+                yield [SearchParameters(nprobe=nprobe, rerank=rerank) for nprobe in probes]
+            elif isinstance(self._index, faiss.IndexHNSW):
+                yield [SearchParameters(ef_search=ef, rerank=rerank) for ef in EF_SEARCHES]
+            else:
+                yield [SearchParameters(rerank=rerank)]
+
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        parameters: SearchParameters,
+        selector: faiss.IDSelector | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the nearest rows.
+
+        Args:
+            vectors: float32, shape (queries, dimension).
+            k: How many.
+            parameters: How.
+            selector: The rows that may be found; None for all.
+
+        Returns:
+            Cosines and rows, shape (queries, k), best first; rows of -1 at the end where it found fewer.
+        """
+        rerank = parameters.rerank or 1
+        inner = self._parameters(self._index, parameters, max(2, rerank) * k, selector)
+        if self.reranks:
+            inner = _faiss.IndexRefineSearchParameters(k_factor=float(rerank), base_index_params=inner)
+        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=inner)
+        return scores, rows
+
+    def _parameters(
+        self,
+        index: faiss.Index,
+        parameters: SearchParameters,
+        candidates: int,
+        selector: faiss.IDSelector | None,
+    ) -> Any:
+        """FAISS's own parameters; a graph keeps as many candidates as are scored again, or twice top_k."""
+        index = faiss.downcast_index(index)
+        sel = {} if selector is None else {"sel": selector}
+        if isinstance(index, faiss.IndexPreTransform):
+            inner = self._parameters(index.index, parameters, candidates, selector)
+            return None if inner is None else _faiss.SearchParametersPreTransform(index_params=inner)
+        if isinstance(index, faiss.IndexIVF):
+            return _faiss.SearchParametersIVF(nprobe=parameters.nprobe or 1, **sel)
+        if isinstance(index, faiss.IndexHNSW):
+            return _faiss.SearchParametersHNSW(efSearch=max(parameters.ef_search or 0, candidates), **sel)
+        return _faiss.SearchParameters(**sel) if sel else None
+
+    def _bits(self) -> float:
+        """Bits of a number as the index holds it."""
+        index = self._index
+        if isinstance(index, faiss.IndexHNSW):
+            index = faiss.downcast_index(index.storage)
+        size = self._inverted.code_size if self._inverted else getattr(index, "code_size", None)
+        # What is not known is taken for a rough code.
+        return 8 * size / self.dimension if size else 1
+
+
+def _borrows(index: faiss.Index) -> bool:
+    return isinstance(faiss.downcast_index(index), faiss.IndexHNSWFlat)
+
+
+def _why(error: Exception) -> str:
+    """The end of FAISS's message: what it says before is where in its source."""
+    return str(error).strip().splitlines()[-1].rpartition("Error: ")[2].rpartition("failed: ")[2]
+
+
+def _memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(memory, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return memory

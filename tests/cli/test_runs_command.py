@@ -1,0 +1,124 @@
+"""``cognate train --run`` and ``cognate runs``: a run seen from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import trainer
+
+GROUPS = [
+    [f"{verb} the {thing}", f"how do i {verb} {thing}"] for verb in ("open", "reset") for thing in "abc"
+]
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COGNATE_RUNS", str(tmp_path / "runs"))
+    # A process that is started apart finds this tree.
+    monkeypatch.setenv("PYTHONPATH", str(Path(trainer.__file__).parents[1]))
+    lines = [json.dumps({"text": t, "label": str(n)}) for n, texts in enumerate(GROUPS) for t in texts]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "records.jsonl"
+
+
+@pytest.fixture
+def train(records: Path, tiny_model: Path) -> tuple[object, ...]:
+    sizes = ("--epochs", 1, "--batch-size", 4, "--records-per-label", 2)
+    return ("train", records, "--queries", records, "--index", records, "--model", tiny_model, *sizes)
+
+
+def test_a_detached_run_is_followed_to_its_end(train: tuple[object, ...], cognate: Callable) -> None:
+    started = cognate(*train, "--run", "first", "--detach", "--json")
+    assert started.code == 0, started.err
+    assert json.loads(started.out)["run"] == "first"
+    followed = cognate("runs", "first", "--follow")
+    assert followed.code == 0, followed.err
+    assert "after epoch 1: average_precision" in followed.out
+    assert "state: finished" in followed.out
+
+    listed = json.loads(cognate("runs", "--json").out)
+    assert [(run["run"], run["state"]) for run in listed] == [("first", "finished")]
+    assert Path(listed[0]["checkpoint"]).joinpath("model.safetensors").is_file()
+    assert "first" in cognate("runs").out
+    measured = [json.loads(line) for line in cognate("runs", "first", "--metrics").out.splitlines()]
+    assert {line["kind"] for line in measured} == {"step", "evaluation"}
+    assert "finished" in cognate("runs", "first", "--logs").out
+    assert "before" in cognate("runs", "first", "--examples").out
+    examples = json.loads(cognate("runs", "first", "--examples", "--json").out)
+    assert examples[0]["query"] == "open the a"
+    assert len(examples[0]["after"]) > 0
+
+    again = cognate(*train, "--run", "first")
+    assert "there is a run first, finished" in again.check_one_line_error()
+    resumed = cognate("train", "--resume", "first")
+    assert "is finished" in resumed.check_one_line_error()
+    assert "is not running" in cognate("runs", "first", "--stop").check_one_line_error()
+
+
+def test_a_run_that_failed_says_why_and_is_resumed_as_it_was(
+    train: tuple[object, ...], records: Path, cognate: Callable
+) -> None:
+    failed = cognate(*train, "--run", "bad", "--loss", "NoLoss")
+    assert "there is no loss 'NoLoss'" in failed.check_one_line_error()
+    shown = cognate("runs", "bad", "--json")
+    assert json.loads(shown.out)["state"] == "failed"
+    assert "NoLoss" in json.loads(shown.out)["error"]
+    other = cognate("train", records, "--resume", "bad", "--epochs", 3, "--set", "seed=5")
+    assert "epochs is 1 in the run, 3 now; seed is 0 in the run, 5 now" in other.check_one_line_error()
+    assert "there is no loss 'NoLoss'" in cognate("train", "--resume", "bad").check_one_line_error()
+
+
+def test_a_run_beside_out_publishes_there(
+    train: tuple[object, ...], tmp_path: Path, cognate: Callable
+) -> None:
+    finished = cognate(*train, "--run", "both", "--out", tmp_path / "checkpoint", "--json")
+    assert finished.code == 0, finished.err
+    assert json.loads(cognate("runs", "both", "--json").out)["checkpoint"] == str(tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train",),
+        ("train", "x.jsonl"),
+        ("train", "x.jsonl", "--out", "y", "--detach"),
+        ("train", "--resume", "a", "--run", "b"),
+        ("runs", "--follow"),
+        ("runs", "a", "--logs", "--metrics"),
+    ],
+)
+def test_what_does_not_go_together_is_wrong_usage(arguments: tuple[str, ...], cognate: Callable) -> None:
+    assert cognate(*arguments).code == 2
+
+
+def test_options_come_from_set_and_from_a_file_flags_first(
+    train: tuple[object, ...], tmp_path: Path, cognate: Callable
+) -> None:
+    (tmp_path / "options.toml").write_text("learning_rate = 1e-3\nepochs = 7\n[loss_options]\nmargin = 0.3\n")
+    finished = cognate(
+        *train,
+        "--out",
+        tmp_path / "out",
+        "--config",
+        tmp_path / "options.toml",
+        "--set",
+        "loss_options.margin=0.4",
+    )
+    assert finished.code == 0, finished.err
+    options = json.loads((tmp_path / "out/training.json").read_text())["options"]
+    assert (options["epochs"], options["learning_rate"]) == (1, 1e-3)
+    assert options["loss_options"] == {"margin": 0.4}
+    for bad, message in (
+        ("nonsense", "is no option"),
+        ("nonsense=1", "nonsense: "),
+        ("epochs=x", "epochs: "),
+    ):
+        refused = cognate(*train, "--out", tmp_path / "bad", "--set", bad)
+        assert message in refused.check_one_line_error()
+    (tmp_path / "options.toml").write_text("epochs = \n")
+    refused = cognate(*train, "--out", tmp_path / "bad", "--config", tmp_path / "options.toml")
+    assert "is no TOML" in refused.check_one_line_error()
+    assert not (tmp_path / "bad").exists()

@@ -1,0 +1,211 @@
+"""Each option does what it says, and a bad one is one clear line."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+import trainer
+from cognate.artifact import sha256_file
+from cognate.errors import CognateError
+from trainer.layers import by_depth
+from trainer.monitoring import Monitor
+from trainer.optimization import make_optimizer
+from trainer.options import TrainingOptions
+from trainer.shaping import shape
+
+OPTIONS = {"epochs": 2, "batch_size": 8, "records_per_label": 2, "learning_rate": 1e-3, "k": 5}
+TEXTS = ["how do i open the door", "printer"]
+
+
+def fit(data: Path, model: Path, **given: object) -> trainer.Run:
+    sources = {"queries": data / "queries.jsonl", "index": data / "index.jsonl", "out": data / "out"}
+    return trainer.fit(str(model), data / "train.jsonl", **{**sources, **OPTIONS, "force": True, **given})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(SentenceTransformer(str(folder), device="cpu").state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "SGD", "optimizer_options": {"momentum": 0.9}, "weight_decay": 0.1},
+        {"optimizer": "rmsprop", "scheduler": "cosine_with_restarts", "scheduler_options": {"num_cycles": 2}},
+        {"scheduler": "polynomial", "scheduler_options": {"power": 2.0}, "warmup_steps": 1},
+        {"scheduler": "constant", "max_gradient_norm": 0, "layer_decay": 0.5},
+        {"gradient_accumulation": 2, "ema": 0.9, "memory": 16},
+        {
+            "loss": "ProxyAnchorLoss",
+            "loss_options": {},
+            "miner": "none",
+            "loss_optimizer_options": {"lr": 0.1},
+        },
+        {"matryoshka": [8, 32], "freeze": "embeddings"},
+        {"output_dim": 8, "freeze": "encoder", "prompts": {"query": "q: ", "passage": "p: "}},
+        {"pooling": "cls", "freeze": 1},
+        {"lora": 2},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_a_run_with_these_options_gives_a_changed_model_that_opens(
+    options: dict[str, object], data: Path, tiny_model: Path
+) -> None:
+    run = fit(data, tiny_model, **options)
+    training = json.loads((run.checkpoint / "training.json").read_text())
+    assert training["options"] | options == training["options"]
+    vectors = SentenceTransformer(str(run.checkpoint), device="cpu").encode(TEXTS)
+    before = SentenceTransformer(str(tiny_model), device="cpu").encode(TEXTS)
+    assert vectors.shape == (2, options.get("output_dim", 32))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert vectors.shape != before.shape or np.abs(vectors - before).max() > 1e-4
+    assert (
+        trainer.load_encoder(str(run.checkpoint)).model.prompts.items() >= options.get("prompts", {}).items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "Sgdd"}, "there is no optimizer 'Sgdd'; those that exist are .*AdamW"),
+        ({"optimizer_options": {"momentum": 1}}, "adamw has no option momentum; those it has are .*betas"),
+        ({"optimizer_options": {"betas": [2.0, 1.0]}}, "adamw cannot be made from these options"),
+        ({"scheduler_options": {"power": 1}}, "linear has no option power; those it has are none"),
+        ({"loss_optimizer_options": {"lr": 1.0}}, "TripletMarginLoss has no weights"),
+        (
+            {"memory": 8, "loss": "ArcFaceLoss", "loss_options": {}},
+            "ArcFaceLoss takes no memory",
+        ),
+        ({"matryoshka": [8], "loss": "ArcFaceLoss", "loss_options": {}}, "leave out matryoshka"),
+        ({"matryoshka": [64]}, "matryoshka asks for 64 components, but an embedding has only 32"),
+        ({"val_split": 0.2}, "val_split makes what queries and index give"),
+        ({"freeze": 9}, "nothing to train"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    options: dict[str, object], message: str, data: Path, tiny_model: Path
+) -> None:
+    with pytest.raises(CognateError, match=message):
+        fit(data, tiny_model, **options)
+    assert not (data / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"monitor": "accuracy"}, "no 'accuracy' to monitor; there are loss, average_precision"),
+        ({"freeze": "encoder"}, "give output_dim"),
+        ({"memory": 4}, "memory must hold a batch"),
+        ({"memory": 128, "matryoshka": [8]}, "do not go together"),
+        ({"lora": 2, "freeze": 1}, "leave out freeze"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        TrainingOptions(**options)
+
+
+def test_frozen_weights_stay_and_low_rank_ones_are_merged(data: Path, tiny_model: Path) -> None:
+    before = weights(tiny_model)
+    after = weights(fit(data, tiny_model, freeze=1).checkpoint)
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {name for name in before if "embeddings" in name or "layer.0." in name} <= same
+    assert not any("layer.1.attention.self.query" in name for name in same)
+    assert set(weights(fit(data, tiny_model, lora=2).checkpoint)) == set(before)
+
+
+def test_layers_learn_slower_the_deeper_they_are(tiny_model: Path) -> None:
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    assert {depth for depth, _ in by_depth(model)} == {-1, 0, 1, 2}
+    optimizer = make_optimizer(TrainingOptions(layer_decay=0.5, learning_rate=0.8), model, [])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_a_head_comes_before_the_normalisation(tiny_model: Path) -> None:
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    shape(model, TrainingOptions(output_dim=8, pooling="max"))
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert model.encode(TEXTS).shape == (2, 8)
+
+
+def test_labels_left_out_by_val_split_are_searched_in_themselves(data: Path, tiny_model: Path) -> None:
+    run = fit(data, tiny_model, queries=None, index=None, val_split=0.3)
+    training = json.loads((run.checkpoint / "training.json").read_text())
+    assert training["labels"] == 7
+    assert run.evaluations[0].queries == run.evaluations[0].records == 9
+    with pytest.raises(CognateError, match="leaves 1 of 10 labels"):
+        fit(data, tiny_model, queries=None, index=None, val_split=0.9)
+
+
+def test_several_files_are_trained_on_as_one(data: Path, tiny_model: Path) -> None:
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[::2]), ("b", lines[1::2])):
+        (data / f"{name}.jsonl").write_text("".join(part))
+    run = trainer.fit(str(tiny_model), [data / "a.jsonl", data / "b.jsonl"], out=data / "out", **OPTIONS)
+    training = json.loads((run.checkpoint / "training.json").read_text())
+    assert (training["records"], training["labels"]) == (30, 10)
+    assert set(training["data"]) == {"train", "train 2"}
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(data: Path, tiny_model: Path) -> None:
+    # No epoch is better than the first by so much, and so the second is waited for and no other.
+    options = {"epochs": 5, "patience": 1, "min_delta": 0.9, "keep_best": True}
+    run = fit(data, tiny_model, **options, run="early", runs_dir=data / "runs", out=None)
+    assert (run.epoch, len(run.evaluations)) == (1, 3)
+    again = fit(data, tiny_model, **{**options, "epochs": 5, "patience": 2})
+    assert (again.epoch, len(again.evaluations)) == (1, 4)
+    files = [run.checkpoint / "model.safetensors", again.checkpoint / "model.safetensors"]
+    assert sha256_file(files[0]) == sha256_file(files[1])
+    with pytest.raises(CognateError, match="no average_precision to monitor without evaluation"):
+        fit(data, tiny_model, queries=None, index=None, patience=1)
+    assert fit(data, tiny_model, queries=None, index=None, patience=1, monitor="loss").evaluations == []
+
+
+def test_the_monitor_waits_for_what_is_better() -> None:
+    settings = TrainingOptions(monitor="loss", patience=2, min_delta=0.1, baseline=1.0)
+    monitor = Monitor(settings)
+    seen = [
+        (monitor.update(epoch, {"loss": loss}), monitor.gives_up)
+        for epoch, loss in enumerate([1.2, 0.8, 0.75])
+    ]
+    assert seen == [(False, False), (True, False), (False, False)]
+    again = Monitor(settings)
+    again.load_state_dict(monitor.state_dict())
+    assert not again.update(3, {"loss": 0.71})
+    assert again.gives_up
+    assert again.best_epoch == 1
+
+
+def test_a_run_with_averages_memory_and_best_epoch_goes_on_to_the_same(data: Path, tiny_model: Path) -> None:
+    options = {"ema": 0.9, "memory": 16, "keep_best": True, "checkpoint_steps": 1, "gradient_accumulation": 2}
+    options |= {"runs_dir": data / "runs", "out": None, "epochs": 3, "scheduler": "cosine", "output_dim": 8}
+    whole = fit(data, tiny_model, run="whole", **options)
+
+    def cut(progress: trainer.Progress) -> None:
+        if progress.step == progress.steps - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, tiny_model, run="cut", on_progress=cut, **options)
+    resumed = trainer.resume("cut", runs_dir=data / "runs")
+    assert resumed.epoch == whole.epoch
+    assert (
+        trainer.get_run("cut", data / "runs").metrics() == trainer.get_run("whole", data / "runs").metrics()
+    )
+    for name in ("model.safetensors", "2_Dense/model.safetensors"):
+        assert sha256_file(whole.checkpoint / name) == sha256_file(resumed.checkpoint / name)
+
+
+def test_an_epoch_in_which_nothing_is_mined_is_told(
+    data: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="trainer"):
+        fit(data, tiny_model, miner_options={"margin": -5.0, "type_of_triplets": "hard"}, epochs=1)
+    assert "found nothing to learn from in epoch 1" in caplog.text
+    assert "type_of_triplets=all" in caplog.text

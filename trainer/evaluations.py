@@ -1,0 +1,34 @@
+"""Evaluations on disk, so that a resumed run and its report have those from before."""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from cognate.evaluation import Evaluation
+from cognate.metrics import METRICS
+
+ARRAYS = ("query_rows", "rows", "scores")
+
+
+def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation, with what it found for each query, to a safetensors file."""
+    arrays = {name: getattr(evaluation, name) for name in ARRAYS} | evaluation.per_query
+    save_file(arrays, path, metadata={"evaluation": json.dumps(evaluation.as_json())})
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read what ``save_evaluation`` wrote."""
+    with safe_open(path, framework="numpy") as file:
+        told = json.loads(file.metadata()["evaluation"])
+        arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *METRICS)}
+    return Evaluation(
+        k=told["k"],
+        queries=told["queries"],
+        records=told["records"],
+        skipped=told["skipped_queries"],
+        metrics=told["metrics"],
+        per_query={name: arrays[name] for name in METRICS},
+        **{name: arrays[name] for name in ARRAYS},
+    )

@@ -1,0 +1,443 @@
+"""The steps of training: sentence-transformers' trainer, watched, saved on the way and gone on with."""
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from cognate.errors import CognateError
+from cognate.runs import RunStoppedError
+from trainer.averaging import WeightAverage
+from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches
+from trainer.data import TrainingData
+from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
+from trainer.monitoring import Monitor
+from trainer.optimization import make_optimizer
+from trainer.options import TrainingOptions
+from trainer.training_state import TrainingStates, random_state, set_random_state
+
+TUPLE_COLUMNS = ("anchor", "positive", "negative")
+
+log = logging.getLogger("trainer")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+        epoch: Epochs done, a fraction.
+        loss: Mean of the last steps; None before the first.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """What training tells, asks and saves on its way.
+
+    Attributes:
+        on_progress: Called after each step.
+        on_epoch: Called after each epoch, with the average in place of the weights; gives its metrics.
+        average: Of the weights.
+        scratch: A folder for the weights of the best epoch.
+        stop_asked: Whether to stop after this step.
+        states: Where training states are saved; None: nowhere.
+        resumed: The training state to go on from, its folder and what is in it; None: from the beginning.
+    """
+
+    on_progress: Callable[[Progress], None]
+    on_epoch: Callable[[], dict[str, float]]
+    average: WeightAverage
+    scratch: Path
+    stop_asked: Callable[[], bool]
+    states: TrainingStates | None = None
+    resumed: tuple[Path, dict[str, Any]] | None = None
+
+
+def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOptions, session: Session) -> int:
+    """Train the model in place.
+
+    Returns:
+        The epoch whose weights it has at the end.
+
+    Raises:
+        CognateError: The loss is not finite, or a training state cannot be saved.
+        RunStoppedError: The session asked to stop.
+    """
+    max_length = model.max_seq_length
+    if settings.max_length is not None:
+        model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
+    loss, dataset, sampler = (_of_tuples if data.tuples else _of_labels)(model, data, settings)
+    watcher = _Watcher(settings, session, loss)
+    with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_ratio=settings.warmup_ratio,
+            warmup_steps=settings.warmup_steps or 0,
+            lr_scheduler_type=settings.scheduler,
+            lr_scheduler_kwargs=settings.scheduler_options,
+            gradient_accumulation_steps=settings.gradient_accumulation,
+            max_grad_norm=settings.max_gradient_norm,
+            prompts=_prompts(settings, data),
+            seed=settings.seed,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            disable_tqdm=True,
+            dataloader_pin_memory=model.device.type == "cuda",
+            batch_sampler=lambda dataset, **_: sampler,
+        )
+        trainer = _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            loss=loss,
+            callbacks=[watcher],
+            optimizers=(make_optimizer(settings, model, _own(loss)), None),
+        )
+        # It prints the loss on standard output, which is for results.
+        trainer.remove_callback(PrinterCallback)
+        # Else the losses of batches that make one step would be added up, not averaged.
+        trainer.model_accepts_loss_kwargs = False
+        trainer.watcher = watcher
+        trainer.states = session.states
+        trainer.resumed = session.resumed[1] if session.resumed else None
+        try:
+            trainer.run(session.resumed[0] if session.resumed else None)
+        except NotFiniteError as error:
+            texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
+            raise CognateError(
+                f"{error} in step {trainer.state.global_step + 1}, batch {watcher.batches + 1} of epoch "
+                f"{watcher.epochs + 1} ({len(texts)} texts, the first {texts[0][:80]!r}), so training was "
+                f"stopped{_left(session.states)}; try a smaller --learning-rate, or look for damaged texts "
+                "with cognate data check"
+            ) from error
+    model.max_seq_length = max_length
+    if watcher.stopping:
+        raise RunStoppedError(
+            f"the run was asked to stop, and did after step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}; cognate train --resume goes on with it"
+        )
+    best = watcher.monitor.best_epoch
+    if settings.keep_best and best is not None:
+        model.load_state_dict(load_file(_best(session.scratch, best)))
+        return best
+    session.average.apply()
+    return watcher.epochs
+
+
+Loss = MetricLoss | TupleLoss
+
+
+def _of_labels(
+    model: SentenceTransformer, data: TrainingData, settings: TrainingOptions
+) -> tuple[Loss, Dataset, SeededBatchSampler]:
+    """The loss, the data set and the batches of labelled records."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(r.label for r in data.records))}
+    labels = [numbers[record.label] for record in data.records]
+    loss = MetricLoss(
+        model,
+        make_loss(
+            settings.loss,
+            settings.loss_options,
+            labels=len(numbers),
+            dimension=model.get_embedding_dimension() or 0,
+        ),
+        make_miner(settings.miner, settings.miner_options),
+        bf16=settings.precision == "bf16",
+        dimensions=settings.matryoshka,
+        memory=settings.memory,
+    ).to(model.device)
+    sampler = ClassBalancedBatchSampler(
+        labels,
+        labels_per_batch=settings.labels_per_batch,
+        records_per_label=settings.records_per_label,
+        seed=settings.seed,
+    )
+    texts = [record.text for record in data.records]
+    return loss, Dataset.from_dict({"text": texts, "label": labels}), sampler
+
+
+def _of_tuples(
+    model: SentenceTransformer, data: TrainingData, settings: TrainingOptions
+) -> tuple[Loss, Dataset, SeededBatchSampler]:
+    """The loss, the data set and the batches of pairs or triplets."""
+    assert data.tuples  # noqa: S101 - Else there are labels.
+    tuples, kind = data.tuples, data.tuples.kind
+    made = make_tuple_loss(settings.loss, settings.loss_options, kind, model, settings.matryoshka)
+    columns: dict[str, Any] = dict(
+        zip(TUPLE_COLUMNS, map(list, zip(*tuples.texts, strict=True)), strict=False)
+    )
+    if tuples.scores:
+        columns["label"] = tuples.scores
+    sampler = SeededBatchSampler(
+        len(tuples.texts),
+        lambda rng: distinct_batches(tuples.texts, batch_size=settings.batch_size, rng=rng),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    loss = TupleLoss(made, bf16=settings.precision == "bf16").to(model.device)
+    return loss, Dataset.from_dict(columns), sampler
+
+
+def _prompts(settings: TrainingOptions, data: TrainingData) -> str | dict[str, str] | None:
+    """What is put before the texts of each column."""
+    prompts = settings.prompts or {}
+    passage = prompts.get("passage")
+    if data.tuples is None:
+        return passage
+    sides = {"anchor": prompts.get("query"), "positive": passage, "negative": passage}
+    return {column: prompt for column, prompt in sides.items() if prompt}
+
+
+def _own(loss: Loss) -> list[torch.nn.Parameter]:
+    """The weights of a loss that are not the model's."""
+    of_model = {id(parameter) for parameter in loss.model.parameters()}
+    return [parameter for parameter in loss.parameters() if id(parameter) not in of_model]
+
+
+def _best(scratch: Path, epoch: int) -> Path:
+    return scratch / f"best-{epoch}.safetensors"
+
+
+def _left(states: TrainingStates | None) -> str:
+    last = states.last() if states else None
+    return f" and the state of {last.name} kept" if last else ""
+
+
+class _NoModelCard(TrainerCallback):
+    """Stands where sentence-transformers collects a model card: training.json says more, at no cost."""
+
+    def __init__(self, default_args_dict: object) -> None:
+        super().__init__()
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """Saves and loads its state our way: whole or absent, and without pickle.
+
+    transformers' own checkpoints are pickles, in part, of what ``torch.save`` writes.
+    """
+
+    model_card_callback_class = _NoModelCard  # type: ignore[assignment]
+    watcher: "_Watcher"
+    states: TrainingStates | None
+    resumed: dict[str, Any] | None
+
+    def run(self, state: Path | None) -> None:
+        """Train, from a training state or from the beginning."""
+        if self.resumed is not None and self.resumed["position"]["finished"]:
+            self._load_from_checkpoint("")
+            return
+        self.train(resume_from_checkpoint=None if state is None else str(state))
+
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        # The watcher asks for it only where there is a place, and then all of these are there.
+        assert self.states and self.optimizer and self.lr_scheduler  # noqa: S101, PT018
+        self.states.save(
+            self.state.global_step,
+            {
+                "position": self.watcher.position(self.state),
+                "loss": self.loss.state_dict(),  # type: ignore[attr-defined]
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.lr_scheduler.state_dict(),
+                "random": random_state(),
+                "average": self.watcher.session.average.state_dict(),
+            },
+            {TRAINER_STATE_NAME: _as_json(self.state)},
+        )
+        self.watcher.forget_others()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:
+        assert self.resumed is not None  # noqa: S101
+        self.loss.load_state_dict(self.resumed["loss"])  # type: ignore[attr-defined]
+        self.watcher.session.average.load_state_dict(self.resumed["average"])
+        self.watcher.take_up(self.resumed["position"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resumed is not None:
+            assert self.optimizer and self.lr_scheduler  # noqa: S101, PT018
+            self.optimizer.load_state_dict(self.resumed["optimizer"])
+            self.lr_scheduler.load_state_dict(self.resumed["scheduler"])
+
+    def _load_callback_state(self) -> None:
+        # The loop derives the epoch and the batch to go on with from the steps and the batches of the first
+        # epoch, but another epoch may have a batch more or less. It is told the step that leads it right.
+        self.state.global_step = self.watcher.epochs * self._steps_of_an_epoch() + self.watcher.in_epoch
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.resumed is not None:
+            self.state.global_step = self._globalstep_last_logged = self.resumed["position"]["step"]
+            set_random_state(self.resumed["random"])
+
+    def _steps_of_an_epoch(self) -> int:
+        return math.ceil(self.state.max_steps / self.args.num_train_epochs)
+
+
+def _as_json(state: TrainerState) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / TRAINER_STATE_NAME
+        state.save_to_json(str(path))
+        return path.read_text(encoding="utf-8")
+
+
+class _Watcher(TrainerCallback):
+    """Tells of steps and epochs as they end, and says when to save and when to stop.
+
+    Attributes:
+        epochs: Epochs done.
+        in_epoch: Steps done of the one that is under way.
+        batches: Batches done of it.
+        stopping: Whether it was asked to stop, and does.
+    """
+
+    def __init__(self, settings: TrainingOptions, session: Session, loss: Loss) -> None:
+        self.loss = loss
+        self.monitor = Monitor(settings)
+        self.losses: list[float] = []
+        self.settings = settings
+        self.session = session
+        self.epochs = 0
+        self.in_epoch = 0
+        self.batches = 0
+        self.finished = False
+        self.stopping = False
+
+    def position(self, state: TrainerState) -> dict[str, Any]:
+        """How far training is, to be saved."""
+        return {
+            "step": state.global_step,
+            "epochs": self.epochs,
+            "in_epoch": self.in_epoch,
+            "batches": self.batches,
+            "finished": self.finished,
+            "losses": self.losses,
+            "mined": self.loss.mined,
+            "monitor": self.monitor.state_dict(),
+        }
+
+    def take_up(self, position: dict[str, Any]) -> None:
+        """Take up a saved position."""
+        self.epochs, self.in_epoch = position["epochs"], position["in_epoch"]
+        self.batches, self.finished = position["batches"], position["finished"]
+        self.losses, self.loss.mined = position["losses"], position["mined"]
+        self.monitor.load_state_dict(position["monitor"])
+
+    def forget_others(self) -> None:
+        """Remove the weights of epochs that were the best, and are not any more."""
+        for path in self.session.scratch.glob("best-*.safetensors"):
+            if path.name != f"best-{self.monitor.best_epoch}.safetensors":
+                path.unlink()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        loss = given["logs"].get("loss")
+        if loss is None:
+            return
+        # Would be saved with every state, and grow with every step.
+        state.log_history.clear()
+        if not math.isfinite(given["logs"].get("grad_norm", 0.0)):
+            # Told before a state with spoilt weights is saved.
+            self._undo_step(state)
+            raise NotFiniteError("the gradients are not finite")
+        self.losses.append(loss)
+        self.session.on_progress(
+            Progress(state.global_step, state.max_steps, round(state.epoch or 0.0, 4), loss)
+        )
+
+    def _undo_step(self, state: TrainerState) -> None:
+        state.global_step -= 1
+        self.batches -= 1
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self.batches += 1
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self.in_epoch += 1
+        self.batches += 1
+        self.session.average.update()
+        ends_epoch = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
+        # Where an epoch has more batches than the first, the loop could not find its way back to the last.
+        savable = self.in_epoch < math.ceil(state.max_steps / args.num_train_epochs)
+        if ends_epoch or not savable:
+            return
+        every = self.settings.checkpoint_steps
+        if self.session.states and every and state.global_step % every == 0:
+            control.should_save = True
+        if self.session.stop_asked():
+            self._stop(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        if self.stopping:
+            return
+        self.epochs += 1
+        self.in_epoch = self.batches = 0
+        self._warn_of_nothing_mined()
+        with self.session.average.applied():
+            values = {**self.session.on_epoch(), "loss": sum(self.losses) / max(1, len(self.losses))}
+            better = self.settings.monitored and self.monitor.update(self.epochs, values)
+            if better and self.settings.keep_best:
+                self._save_best()
+        self.losses = []
+        if self.monitor.gives_up:
+            log.info("no better %s for %d epochs", self.settings.monitor, self.monitor.waited)
+            control.should_training_stop = True
+        self.finished = self.epochs >= self.settings.epochs or control.should_training_stop
+        if self.session.states and (self.finished or self.epochs % self.settings.checkpoint_epochs == 0):
+            control.should_save = True
+        if not self.finished and self.session.stop_asked():
+            self._stop(control)
+
+    def _save_best(self) -> None:
+        path = _best(self.session.scratch, self.epochs)
+        try:
+            weights = {name: value.cpu().clone() for name, value in self.loss.model.state_dict().items()}
+            save_file(weights, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise CognateError(f"the best weights could not be written to {path}: {error}") from error
+        if self.session.states is None:
+            self.forget_others()
+
+    def _warn_of_nothing_mined(self) -> None:
+        if self.settings.miner != "none" and not self.loss.mined:
+            log.warning(
+                "the miner %s found nothing to learn from in epoch %d: labels may be told apart well enough "
+                "already, or batches be too small; try miner_options.type_of_triplets=all, a larger "
+                "batch_size, or another miner",
+                self.settings.miner,
+                self.epochs,
+            )
+        self.loss.mined = 0
+
+    def _stop(self, control: TrainerControl) -> None:
+        self.stopping = control.should_training_stop = True
+        control.should_save = self.session.states is not None
