@@ -347,7 +347,7 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
 
 def core_seconds(process: int) -> float:
     """Time that a process and those it started have had on the cores."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     top = psutil.Process(process)
     total = 0.0

@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import grpc
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 from bare_server import BareModel
 from encode import MIN_COSINE, ROOT, System, environment, processor, read_texts, start_systems
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -40,6 +40,7 @@ from cognate.artifact import publishing
 from cognate.bundle import Bundle
 from cognate.encoder import Encoder
 from cognate.index import IndexWriter
+from cognate.index_kinds import Kind, Layout
 from cognate.processors import available_cores
 from cognate.records import Record
 
@@ -477,7 +478,7 @@ class Benchmark:
         """What searching many records adds to encoding the query."""
         options = self.options
         folder = self.scratch / "records"
-        kind = build_index(folder, self.bundle, self.texts, options.records, options.index_kind)
+        kind = build_index(folder, self.bundle, self.texts, options.records, Layout(options.index_kind))
         server = self.run(cognate_server(self.bundle, folder, "cognate, many records"))
         runs: dict[str, list[float]] = {"encode 1": [], "search 1": []}
         for _ in range(options.rounds):
@@ -623,7 +624,7 @@ class Benchmark:
 
 
 def build_index(
-    folder: Path, bundle: Path, texts: Sequence[str], count: int, kind: str, encoded: int = 4000
+    folder: Path, bundle: Path, texts: Sequence[str], count: int, layout: Layout, encoded: int = 4000
 ) -> str:
     """Index so many records quickly: some real vectors, and around each of them others with noise.
 
@@ -632,7 +633,7 @@ def build_index(
         bundle: Encodes the real ones.
         texts: Of the records.
         count: How many records.
-        kind: Of the index, where this Cognate has several.
+        layout: Of the index.
         encoded: How many of the vectors are real.
 
     Returns:
@@ -644,7 +645,7 @@ def build_index(
         rng = np.random.default_rng(0)
         with (
             publishing(folder, "index") as partial,
-            IndexWriter(partial, encoder.dimension, *layouts(kind)) as writer,
+            IndexWriter(partial, encoder.dimension, layout) as writer,
         ):
             for start in range(0, count, 10_000):
                 rows = np.arange(start, min(start + 10_000, count))
@@ -657,16 +658,6 @@ def build_index(
                     [Record(texts[row % len(texts)], None, str(row)) for row in rows.tolist()], vectors
                 )
             return str(writer.finish(encoder.bundle).kind)
-
-
-def layouts(kind: str) -> list[Any]:
-    """What IndexWriter takes to make an index of a kind; nothing where there is only one."""
-    try:
-        from cognate.index_kinds import Layout  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        console.print(f"this Cognate has no indexes of kind {kind}, only flat ones")
-        return []
-    return [Layout(kind=kind)]
 
 
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -760,7 +751,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--singles", type=int, default=300, help="calls of a caller alone, a round")
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--records", type=int, default=100_000, help="to search in")
-    parser.add_argument("--index-kind", default="hnsw")
+    parser.add_argument("--index-kind", choices=get_args(Kind), default="hnsw")
     parser.add_argument("--open-seconds", type=float, default=15.0)
     parser.add_argument("--overload-seconds", type=float, default=20.0)
     parser.add_argument("--deadline-ms", type=float, default=500.0, help="of calls in the overload")
