@@ -18,7 +18,11 @@ from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
 """Tokens of a batch, padding included, by device. On a CPU more are no faster, and hold up who comes next."""
 
-RUN_TOKENS = {"cpu": 8, "cuda": 4096}
+WAIT_MARGIN = 1.25
+"""By how much the wait before a call is thought longer than counted: later texts of a like length join the
+batches before it, and what is encoded too late is work for nobody."""
+
+RUN_TOKENS = {"cpu": 4, "cuda": 4096}
 """What a run of the model costs beside its tokens, counted in tokens, by device."""
 
 QUEUE_BATCHES = 128
@@ -263,8 +267,8 @@ class Batcher:
         remaining = deadline - now
         rate = self.tokens_per_second
         # To count by turns takes longer, and is of no use where there is time for all that waits.
-        if running + (waiting + tokens) / rate > remaining:
-            needed = running + self._queue.ahead(tokens, caller) / rate
+        if running + WAIT_MARGIN * (waiting + tokens) / rate > remaining:
+            needed = running + WAIT_MARGIN * self._queue.ahead(tokens, caller) / rate
             if needed > remaining:
                 raise QueueTooLongError(needed - remaining)
 
