@@ -10,8 +10,9 @@ from rich.table import Table
 
 from cognate.cli.encode import TARGET
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
-from cognate.cli.terminal import needs, note, out, print_json, progress_bar
+from cognate.cli.terminal import job_progress, needs, note, out, print_json
 from cognate.client import Client
+from cognate.records import STDIN
 from cognate.wire import IndexDescription
 
 app = typer.Typer(help="Build indexes, and change those of a running server.", no_args_is_help=True)
@@ -20,6 +21,8 @@ Name = Annotated[str, typer.Argument(help="The name that the server has it under
 Target = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="COGNATE_TARGET")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+UNCOUNTED = ("expected", "kept")
+"""What a job's tally says only while it runs."""
 
 
 @app.command()
@@ -31,9 +34,18 @@ def build(
     on_error: OnError = "stop",
     rejects: RejectsFile = None,
     force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    on_duplicate: Annotated[
+        Literal["refuse", "last"],
+        typer.Option(help="Two records with one id: stop there, or keep the last of them."),
+    ] = "refuse",
+    restart: Annotated[
+        bool, typer.Option(help="Throw away what an interrupted job has done, and begin anew.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Encode a file of records of any size into an index.
+
+    Run again after it was interrupted, it goes on where it was.
 
     Example: cognate index build records.jsonl --bundle bundle/ --out index/
     """
@@ -41,29 +53,64 @@ def build(
         import indexer
     started = time.monotonic()
     told = rejects_path(rejects, destination)
-    with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
-        task = bar.add_task("encoding", total=None, rate="")
-        done = 0
+    tally = indexer.Tally()
+    with keep_rejects(on_error, told) as kept, job_progress("records") as progress:
+
+        def start(tally: indexer.Tally) -> None:
+            if tally.resumed:
+                note(f"going on with the job that was interrupted: {tally.resumed:,} records are done")
+            if records == STDIN:
+                note("standard input cannot be read again: if this job is interrupted, it cannot be resumed")
+            progress.begin(tally.resumed, tally.expected)
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
+            progress.advance(count, f", {kept.count:,} rejects" if kept and kept.count else "")
 
-        manifest = indexer.build(
-            records, bundle, destination, device=device, force=force, rejects=kept, on_progress=advance
-        )
+        try:
+            manifest = indexer.build(
+                records,
+                bundle,
+                destination,
+                device=device,
+                force=force,
+                rejects=kept,
+                on_progress=advance,
+                on_duplicate=on_duplicate,
+                restart=restart,
+                tally=tally,
+                on_start=start,
+            )
+        except BaseException:
+            if tally.kept:
+                note(f"{tally.kept:,} records are done and kept: the same command goes on from there")
+            raise
     seconds = time.monotonic() - started
     skipped = kept.count if kept else 0
     if as_json:
         described = manifest.model_dump(mode="json", exclude={"files"})
-        print_json({**described, "path": str(destination), "seconds": round(seconds, 3), "rejected": skipped})
+        counts = {name: value for name, value in dataclasses.asdict(tally).items() if name not in UNCOUNTED}
+        print_json(
+            {
+                **described,
+                "path": str(destination),
+                "seconds": round(seconds, 3),
+                "rejected": skipped,
+                **counts,
+            }
+        )
         return
     out.print(
         f"{destination}: an index of {manifest.count:,} records, {manifest.kind}, "
         f"{manifest.dimension} dimensions, recall@10 {manifest.recall_at_10:.4f}, "
-        f"in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
+        f"in {seconds:.1f} s ({(manifest.count - tally.resumed) / seconds:,.0f} records/s)"
     )
+    for count, what in (
+        (tally.repeated, "records repeat the text of another, which was encoded once"),
+        (tally.reused, "vectors were taken from the old index"),
+        (tally.replaced, "records were dropped for a later one with the same id"),
+    ):
+        if count:
+            note(f"{count:,} {what}")
     if skipped:
         note(f"{skipped} bad lines were skipped; {told} says which and why")
 
