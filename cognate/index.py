@@ -339,6 +339,14 @@ class Index:
         found = self._fetch(set(rows))
         return [found[row] for row in rows]
 
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Read vectors by row, in the order asked for: float32, shape (rows, dimension)."""
+        self._check_open()
+        if not len(rows):
+            return np.empty((0, self.dimension), np.float32)
+        found: NDArray[np.float32] = self._faiss.reconstruct_batch(np.asarray(rows, np.int64))
+        return found
+
     def _check_open(self) -> None:
         if self._faiss is None:
             raise CognateError(f"the index {self.folder} is closed; open it again")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from cognate.artifact import check_destination, publishing
 from cognate.encoder import Device, Encoder
-from cognate.errors import ArtifactError, CognateError
-from cognate.index import IndexManifest, IndexWriter
+from cognate.errors import ArtifactError, CognateError, FingerprintError
+from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.records import Record, Rejects
-from indexer.sources import Source, open_source
+from indexer.sources import Source, index_records, open_source
 from indexer.work_folder import Chunk, WorkFolder, discard
 
 CHUNK = 4096
@@ -64,7 +64,7 @@ def work_folder_of(destination: Path) -> Path:
 
 
 def build(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path] | Source,
     bundle: str | Path,
     destination: str | Path,
     *,
@@ -73,6 +73,7 @@ def build(
     rejects: Rejects | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_duplicate: OnDuplicate = "refuse",
+    reuse: str | Path | None = None,
     restart: bool = False,
     tally: Tally | None = None,
     on_start: Callable[[Tally], None] | None = None,
@@ -83,7 +84,8 @@ def build(
     encoded again, and the index is the one of an uninterrupted job.
 
     Args:
-        source: A record file of any size, or ``-`` for JSON Lines on standard input.
+        source: What ``indexer.open_source`` takes: a record file of any size, several, patterns, folders of
+            Parquet files, URLs, an index, ``-``; or a source, such as ``indexer.sql_source`` gives.
         bundle: The bundle to encode with.
         destination: The index's folder.
         device: Where to encode.
@@ -92,6 +94,7 @@ def build(
         on_progress: Called with the number of records done since the last call, in another thread.
         on_duplicate: What becomes of a record with the id of an earlier one: "refuse" stops the job, "last"
             drops the earlier one.
+        reuse: An index of the same bundle, from which the vectors of equal texts are taken.
         restart: Throw away what an interrupted job has done.
         tally: Kept up to date.
         on_start: Called before the first record is encoded.
@@ -100,15 +103,17 @@ def build(
         The manifest of the index.
 
     Raises:
-        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a
-            destination that exists or cannot be written, or an interrupted job of other input or settings.
-            The destination is as it was then; what was done is kept in the work folder.
+        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a source
+            that cannot be read, a destination that exists or cannot be written, or an interrupted job of
+            other input or settings. The destination is as it was then; what was done is kept in the work
+            folder.
     """
     destination = Path(destination)
     tally = tally if tally is not None else Tally()
     check_destination(destination, IndexManifest.KIND, force=force)
-    records = open_source(source)
+    records = source if isinstance(source, Source) else open_source(source)
     encoder = Encoder(bundle, device=device, bulk=True)
+    old = None if reuse is None else _open_old(Path(reuse), encoder)
     folder = work_folder_of(destination)
     settings = {
         **records.settings,
@@ -116,6 +121,7 @@ def build(
         "device": encoder.device,
         "records in a chunk": str(CHUNK),
         "on_duplicate": on_duplicate,
+        "index to reuse": "none" if old is None else old.version,
     }
     with _disk_errors_told(destination):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +133,9 @@ def build(
             tally.expected = records.expected
             if on_start:
                 on_start(tally)
-            job = _Job(encoder, work, records, on_duplicate == "last", tally, on_progress)
+            if old is not None and not work.count:
+                work.add_old_texts(record.text for record in index_records(old))
+            job = _Job(encoder, work, records, old, on_duplicate == "last", tally, on_progress)
             with closing(records.read(rejects)) as stream:
                 job.run(stream)
             if not work.count:
@@ -157,6 +165,17 @@ def _open_work(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _open_old(folder: Path, encoder: Encoder) -> Index:
+    try:
+        return Index(folder, fingerprint=encoder.fingerprint, device="cpu")
+    except FingerprintError:
+        raise FingerprintError(
+            f"{folder} has vectors of another bundle than {encoder.bundle.folder}, so none can be reused; "
+            "leave --reuse out to encode every text (cognate index build takes the records of an index, too: "
+            f"cognate index build {folder} --bundle …)"
+        ) from None
+
+
 def _publish(work: WorkFolder, encoder: Encoder, destination: Path, *, force: bool) -> IndexManifest:
     # What a job that was killed here left.
     for partial in work.path.glob("*.partial"):
@@ -182,6 +201,7 @@ class _Job:
         encoder: Encoder,
         work: WorkFolder,
         source: Source,
+        old: Index | None,
         replace: bool,
         tally: Tally,
         on_progress: Callable[[int], None] | None,
@@ -189,6 +209,7 @@ class _Job:
         self._encoder = encoder
         self._work = work
         self._source = source
+        self._old = old
         self._replace = replace
         self._tally = tally
         self._on_progress = on_progress or (lambda count: None)
@@ -209,7 +230,8 @@ class _Job:
                         upcoming = self._next(records)
                     except Exception as error:  # The chunk before it is good, and kept.
                         failure = error
-                    self._work.commit(chunk, encoded.result())
+                    old = self._old.vectors(list(chunk.old.values())) if self._old else None
+                    self._work.commit(chunk, encoded.result(), old)
                     self._count(chunk)
                     if failure:
                         raise failure

@@ -12,6 +12,7 @@ from cognate.cli.encode import TARGET
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import job_progress, needs, note, out, print_json
 from cognate.client import Client
+from cognate.errors import CognateError
 from cognate.records import STDIN
 from cognate.wire import IndexDescription
 
@@ -27,7 +28,13 @@ UNCOUNTED = ("expected", "kept")
 
 @app.command()
 def build(
-    records: Annotated[str, typer.Argument(help="A record file, or - for JSON Lines on standard input.")],
+    records: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Record files, patterns, folders of Parquet files, URLs, an index; - is standard input."
+        ),
+    ] = None,
+    *,
     bundle: Annotated[Path, typer.Option(help="The bundle to encode with.")],
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
@@ -38,12 +45,23 @@ def build(
         Literal["refuse", "last"],
         typer.Option(help="Two records with one id: stop there, or keep the last of them."),
     ] = "refuse",
+    reuse: Annotated[
+        Path | None,
+        typer.Option(help="An older index of the same bundle: only texts it has not got are encoded."),
+    ] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="Read the rows of a query instead; needs --database.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of the query's database, as SQLAlchemy has it.", envvar="COGNATE_DATABASE"),
+    ] = None,
     restart: Annotated[
         bool, typer.Option(help="Throw away what an interrupted job has done, and begin anew.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Encode a file of records of any size into an index.
+    """Encode records, however many, into an index.
 
     Run again after it was interrupted, it goes on where it was.
 
@@ -51,6 +69,11 @@ def build(
     """
     with needs("serve"):
         import indexer
+    if (sql is None) == (not records):
+        raise CognateError("give either what to read records from or --sql, not both and not none")
+    if sql is not None and database is None:
+        raise CognateError("--sql needs --database, the URL of the database to ask")
+    source = indexer.open_source(records or []) if sql is None else indexer.sql_source(database or "", sql)
     started = time.monotonic()
     told = rejects_path(rejects, destination)
     tally = indexer.Tally()
@@ -59,7 +82,7 @@ def build(
         def start(tally: indexer.Tally) -> None:
             if tally.resumed:
                 note(f"going on with the job that was interrupted: {tally.resumed:,} records are done")
-            if records == STDIN:
+            if records == [STDIN]:
                 note("standard input cannot be read again: if this job is interrupted, it cannot be resumed")
             progress.begin(tally.resumed, tally.expected)
 
@@ -68,7 +91,7 @@ def build(
 
         try:
             manifest = indexer.build(
-                records,
+                source,
                 bundle,
                 destination,
                 device=device,
@@ -76,6 +99,7 @@ def build(
                 rejects=kept,
                 on_progress=advance,
                 on_duplicate=on_duplicate,
+                reuse=reuse,
                 restart=restart,
                 tally=tally,
                 on_start=start,
