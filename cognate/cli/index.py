@@ -160,6 +160,78 @@ def info(
         out.print(f"{name:14} {value}")
 
 
+@app.command()
+def merge(
+    indexes: Annotated[list[Path], typer.Argument(help="At least two indexes of one bundle.")],
+    destination: Annotated[Path, typer.Option("--out", help="The new index's folder.")],
+    on_duplicate: Annotated[
+        Literal["refuse", "last"],
+        typer.Option(help="An id that two indexes have: stop, or keep the record of the last one."),
+    ] = "refuse",
+    force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the records and vectors of several indexes into one, without encoding anything.
+
+    Example: cognate index merge monday/ tuesday/ --out both/
+    """
+    with needs("serve"):
+        import indexer
+    manifest = indexer.merge(indexes, destination, on_duplicate=on_duplicate, force=force)
+    if as_json:
+        print_json({**manifest.model_dump(mode="json", exclude={"files"}), "path": str(destination)})
+        return
+    out.print(f"{destination}: an index of {manifest.count:,} records, of {len(indexes)} indexes")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An index.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that it was built with.")],
+    samples: Annotated[int, typer.Option(min=1, help="Records to encode again.")] = 1000,
+    min_cosine: Annotated[
+        float, typer.Option(min=-1, max=1, help="How near to its vector in the index each must be.")
+    ] = 0.999,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Check an index file by file, and encode samples of its records again to compare their vectors.
+
+    Example: cognate index verify index/ --bundle bundle/
+    """
+    with needs("serve"):
+        import indexer
+    verified = indexer.verify(folder, bundle, samples=samples, device=device)
+    if verified.min_cosine < min_cosine:
+        raise CognateError(
+            f"{folder}: the vector of record {verified.worst_id!r} is not what {bundle} gives its text: the "
+            f"cosine of the two is {verified.min_cosine:.6f}, less than {min_cosine:g}; build the index again"
+        )
+    if as_json:
+        print_json(dataclasses.asdict(verified))
+        return
+    out.print(
+        f"{folder}: {verified.samples:,} records were encoded again; the smallest cosine with the vector in "
+        f"the index is {verified.min_cosine:.6f}, the mean {verified.mean_cosine:.6f}"
+    )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="An index.")],
+    destination: Annotated[Path, typer.Option("--out", help="A file ending in .parquet, .arrow or .npy.")],
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write an index's vectors and records to a file that other systems read.
+
+    Example: cognate index export index/ --out vectors.parquet
+    """
+    with needs("serve"):
+        import indexer
+    paths = indexer.export(folder, destination, force=force)
+    out.print(f"wrote {' and '.join(map(str, paths))}")
+
+
 @app.command("list")
 def list_indexes(target: Target = TARGET, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
     """List the indexes of a running server, and which version of each it serves.
