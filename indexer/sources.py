@@ -2,7 +2,7 @@
 
 import contextlib
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Source:
 
     name: str
     settings: Mapping[str, str]
-    read: Callable[[Rejects | None], Iterator[Record]]
+    read: Callable[[Rejects | None], Generator[Record, None, None]]
     expected: int | None = None
     repeatable: bool = True
 
@@ -52,12 +52,7 @@ def open_source(sources: str | Path | Sequence[str | Path]) -> Source:
     if not names:
         raise CognateError("there is nothing to read; give at least one file of records")
     if [str(name) for name in names] == [STDIN]:
-        return Source(
-            "<stdin>",
-            {"input": "standard input"},
-            lambda rejects: read_records(STDIN, rejects=rejects),
-            repeatable=False,
-        )
+        return Source("<stdin>", {"input": "standard input"}, _reader(STDIN), repeatable=False)
     parts = [part for name in names for part in _parts(str(name))]
     if len(parts) == 1:
         return parts[0]
@@ -66,7 +61,7 @@ def open_source(sources: str | Path | Sequence[str | Path]) -> Source:
         settings.update({key: value for key, value in part.settings.items() if key != "input"})
     counts = [part.expected for part in parts]
 
-    def read(rejects: Rejects | None) -> Iterator[Record]:
+    def read(rejects: Rejects | None) -> Generator[Record, None, None]:
         for part in parts:
             yield from part.read(rejects)
 
@@ -98,13 +93,22 @@ def _parts(name: str) -> list[Source]:
     return [_file(Path(each), allow_empty=True) for each in files]
 
 
+def _reader(
+    path: str | Path, *, allow_empty: bool = False
+) -> Callable[[Rejects | None], Generator[Record, None, None]]:
+    def read(rejects: Rejects | None) -> Generator[Record, None, None]:
+        yield from read_records(path, rejects=rejects, allow_empty=allow_empty)
+
+    return read
+
+
 def _file(path: Path, *, allow_empty: bool = False) -> Source:
     if not path.exists():
         raise CognateError(f"{path} does not exist; give a file of records")
     return Source(
         str(path),
         {"input": str(path), f"size of {path}": f"{path.stat().st_size} bytes"},
-        lambda rejects: read_records(path, rejects=rejects, allow_empty=allow_empty),
+        _reader(path, allow_empty=allow_empty),
         _count(path),
     )
 
@@ -125,7 +129,7 @@ def _dataset(folder: Path) -> list[Source]:
 
 
 def _index(folder: Path) -> Source:
-    def read(rejects: Rejects | None) -> Iterator[Record]:
+    def read(rejects: Rejects | None) -> Generator[Record, None, None]:
         with contextlib.closing(Index(folder, device="cpu")) as index:
             yield from index_records(index)
 
@@ -145,7 +149,7 @@ def index_records(index: Index) -> Iterator[Record]:
 
 
 def _remote(remote: Remote, *, allow_empty: bool) -> Source:
-    def read(rejects: Rejects | None) -> Iterator[Record]:
+    def read(rejects: Rejects | None) -> Generator[Record, None, None]:
         with remote.open() as stream:
             yield from read_records(remote.name, rejects=rejects, stream=stream, allow_empty=allow_empty)
 

@@ -1,6 +1,6 @@
 """Records from a database: the rows of a query, through SQLAlchemy."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def sql_source(database: str, query: str) -> Source:
     if engine.dialect.name == "sqlite" and path and path != ":memory:" and not Path(path).exists():
         raise CognateError(f"the database {path} does not exist")
 
-    def read(rejects: Rejects | None) -> Iterator[Record]:
+    def read(rejects: Rejects | None) -> Generator[Record, None, None]:
         number = 0
         try:
             with engine.connect() as connection:
