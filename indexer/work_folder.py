@@ -105,6 +105,12 @@ class WorkFolder:
             if os.fstat(self._vectors.fileno()).st_size < size:
                 raise CognateError(f"{path / VECTORS} was cut short; give --restart to begin the job anew")
             self._vectors.truncate(size)
+            # A power cut must not lose the names of the files either.
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except BaseException:
             self._journal.close()
             raise

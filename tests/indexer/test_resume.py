@@ -132,6 +132,20 @@ def test_an_interrupted_job_goes_on_where_it_was(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "records.jsonl", "whole"]
 
 
+def test_an_interrupted_job_beside_an_older_index_goes_on_to_the_same_vectors(
+    interrupted: Callable[..., Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    indexer.build(write(tmp_path / "old.jsonl", records(200)[::2]), tiny_bundle, tmp_path / "old")
+    source = interrupted(reuse=tmp_path / "old")
+    with pytest.raises(CognateError, match="another index to reuse.*--restart"):
+        indexer.build(source, tiny_bundle, tmp_path / "index")
+    tally = indexer.Tally()
+    indexer.build(source, tiny_bundle, tmp_path / "index", reuse=tmp_path / "old", tally=tally)
+    assert (tally.resumed, tally.reused > 0) == (3 * CHUNK, True)
+    indexer.build(source, tiny_bundle, tmp_path / "whole", reuse=tmp_path / "old")
+    assert digests(tmp_path / "index") == digests(tmp_path / "whole")
+
+
 def test_a_job_whose_input_or_settings_changed_is_refused_until_it_restarts(
     interrupted: Callable[..., Path], tiny_bundle: Path, minilm_bundle: Path, tmp_path: Path
 ) -> None:
