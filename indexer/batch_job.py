@@ -13,7 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,17 +113,17 @@ def build(
     check_destination(destination, IndexManifest.KIND, force=force)
     records = source if isinstance(source, Source) else open_source(source)
     encoder = Encoder(bundle, device=device, bulk=True)
-    old = None if reuse is None else _open_old(Path(reuse), encoder)
     folder = work_folder_of(destination)
-    settings = {
-        **records.settings,
-        "bundle": encoder.fingerprint[:12],
-        "device": encoder.device,
-        "records in a chunk": str(CHUNK),
-        "on_duplicate": on_duplicate,
-        "index to reuse": "none" if old is None else old.version,
-    }
-    with _disk_errors_told(destination):
+    with ExitStack() as stack, _disk_errors_told(destination):
+        old = None if reuse is None else stack.enter_context(closing(_open_old(Path(reuse), encoder)))
+        settings = {
+            **records.settings,
+            "bundle": encoder.fingerprint[:12],
+            "device": encoder.device,
+            "records in a chunk": str(CHUNK),
+            "on_duplicate": on_duplicate,
+            "index to reuse": "none" if old is None else old.version,
+        }
         folder.parent.mkdir(parents=True, exist_ok=True)
         if restart:
             discard(folder)
