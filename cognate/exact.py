@@ -9,9 +9,6 @@ BLOCK_SCORES = 1024 * 1024
 MIN_BLOCK = 16
 """Queries that are multiplied at once whatever the number of records, so that those are read less often."""
 
-CHUNK = 32768
-"""Vectors that ``exact_top_k_of`` copies at a time."""
-
 
 def exact_top_k(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int
@@ -40,37 +37,3 @@ def exact_top_k(
             scores[start + offset] = product[best]
             rows[start + offset] = best
     return scores, rows
-
-
-def exact_top_k_of(
-    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find what ``exact_top_k`` does among some of the vectors, whatever their number, a chunk at a time.
-
-    The first hits are the same whatever k is: a score depends on queries, vectors and rows alone.
-
-    Args:
-        queries: float32, shape (n, dimension).
-        vectors: float32, shape (records, dimension); may be memory-mapped.
-        k: How many, at least 1.
-        rows: int64, ascending: which may be found. None: all.
-
-    Returns:
-        Scores, float32, and rows, int64, both of shape (n, min(k, those that may be found)), best first.
-    """
-    best_scores = np.empty((len(queries), 0), np.float32)
-    best_rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(vectors) if rows is None else len(rows), CHUNK):
-        if rows is None:
-            scores, found = exact_top_k(queries, vectors[start : start + CHUNK], k)
-            found += start
-        else:
-            some = rows[start : start + CHUNK]
-            scores, found = exact_top_k(queries, vectors[some], k)
-            found = some[found]
-        best_scores = np.concatenate([best_scores, scores], axis=1)
-        best_rows = np.concatenate([best_rows, found], axis=1)
-        order = np.lexsort((best_rows, -best_scores), axis=1)[:, :k]
-        best_scores = np.take_along_axis(best_scores, order, 1)
-        best_rows = np.take_along_axis(best_rows, order, 1)
-    return best_scores, best_rows

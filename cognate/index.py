@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
-from cognate.exact import exact_top_k, exact_top_k_of
+from cognate.exact import exact_top_k
 from cognate.filters import Filter, check, to_sql
 from cognate.index_kinds import (
     EXACT_SHARE,
@@ -445,17 +445,13 @@ class Index:
             return np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
         vectors = np.ascontiguousarray(vectors, np.float32)
         if stable:
-            scores, rows = self._exact_of(vectors, k, matching)
+            scores, rows = self._stable_of(vectors, k, matching)
         elif matching is None:
             scores, rows = self._nearest(vectors, k, accuracy)
         else:
             scores, rows = self._nearest_of(vectors, k, accuracy, matching)
-        # FAISS leaves hits of equal score in any order.
-        order = np.lexsort((rows, -scores), axis=1)
-        return (
-            np.clip(np.take_along_axis(scores, order, 1), -1.0, 1.0),
-            np.take_along_axis(rows, order, 1),
-        )
+        scores, rows = _in_order(scores, rows)
+        return np.clip(scores, -1.0, 1.0), rows
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
@@ -473,8 +469,26 @@ class Index:
     def _exact_of(
         self, vectors: NDArray[np.float32], k: int, matching: Matching | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        rows = None if matching is None else matching.rows()
-        return exact_top_k_of(vectors, _full_vectors(self._flat), k, rows)
+        parameters: Any = None
+        if matching is not None:
+            parameters = faiss.SearchParameters(sel=matching.selector())  # type: ignore[call-arg]
+        found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._flat.search(
+            vectors, k, params=parameters
+        )
+        return _in_order(*found)
+
+    def _stable_of(
+        self, vectors: NDArray[np.float32], k: int, matching: Matching | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The first k of all rows in their order, whichever of those of equal score FAISS takes."""
+        most = self.count if matching is None else matching.count
+        asked = k
+        while True:
+            asked = min(most, asked + max(1, asked - k))
+            scores, rows = self._exact_of(vectors, asked, matching)
+            # Of those that share the last score, some may be missing.
+            if asked == most or (scores[:, -1] < scores[:, k - 1]).all():
+                return scores[:, :k], rows[:, :k]
 
     def _nearest_of(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy, matching: Matching
@@ -598,6 +612,14 @@ def _flat_header(dimension: int, count: int) -> bytes:
     header[8:16] = count.to_bytes(8, "little")
     header[-8:] = (count * dimension).to_bytes(8, "little")
     return bytes(header)
+
+
+def _in_order(
+    scores: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Put hits of equal score, which FAISS leaves in any order, into that of the index."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _read_faiss(path: Path) -> faiss.Index:

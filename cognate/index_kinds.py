@@ -65,9 +65,9 @@ RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4
 EXACT_SHARE = 10
 """Where a search asks for more than one in so many of the vectors, it reads all of them."""
 
-SUBSET_FACTOR = 2048
-"""Where a filter leaves no more than the square root of so many times the vectors (45,000 of a million), each
-of them is compared: a graph would look at as many, with 64 candidates, of which the filter leaves its share,
+SUBSET_FACTOR = 1024
+"""Where a filter leaves no more than the square root of so many times the vectors (32,000 of a million), each
+of them is compared: a graph would look at as many, with 32 candidates, of which the filter leaves its share,
 and 32 links of each."""
 
 _CODES = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}

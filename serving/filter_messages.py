@@ -44,7 +44,8 @@ def _read(field: str, message: filter_pb2.Filter) -> Filter:
         case "any":
             return Or(_read_list(f"{field}.any", message.any))
         case "none":
-            return Not(Or(_read_list(f"{field}.none", message.none)))
+            filters = _read_list(f"{field}.none", message.none)
+            return Not(filters[0] if len(filters) == 1 else Or(filters))
         case "equals":
             name = f"{field}.equals"
             values = enumerate(message.equals.values)
