@@ -63,7 +63,7 @@ def _add(writer: IndexWriter, index: Index, later: Sequence[Index], on_duplicate
         ids = [record.id or "" for record in records]
         dropped: set[str] = set()
         for other in later:
-            both = other.rows(ids)
+            both = other.rows_of(ids)
             if both and on_duplicate == "refuse":
                 identifier = next(each for each in ids if each in both)
                 raise CognateError(

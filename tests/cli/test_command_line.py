@@ -70,6 +70,8 @@ def test_wrong_usage_is_exit_code_2(cognate: Callable) -> None:
         ("train",),
         ("evaluate", "minilm", "--k", "none"),
         ("search", "x", "--top-k", "0"),
+        ("search",),
+        ("search", "x", "--like", "7"),
     ):
         finished = cognate(*arguments)
         assert finished.code == 2

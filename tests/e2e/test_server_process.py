@@ -32,6 +32,12 @@ def test_encode_and_search_from_another_terminal(minilm_bundle: Path, sample_ind
         assert np.linalg.norm(encoded["embeddings"], axis=1) == pytest.approx([1, 1], abs=1e-5)
         many = run("search", "x", "--target", target, "--top-k", 900)
         assert "fewer than the 900 asked for" in many.stderr
+        few = ("--filter", f'label = "{first["label"]}"', "--group-by-label", "--offset", 0, "--json")
+        (alone,) = json.loads(run("search", first["text"], "--target", target, *few).stdout)
+        assert alone["id"] == "0"
+        like = ("--like", 0, "--exclude-id", 1, "--exclude-id", 2, "--top-k", 900, "--json")
+        others = json.loads(run("search", "--target", target, *like).stdout)
+        assert not {"0", "1", "2"} & {hit["id"] for hit in others}
         assert run("health", "--target", target).returncode == 0
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=60) == 0
@@ -43,6 +49,9 @@ def test_bad_requests_are_one_line_on_the_command_line(minilm_bundle: Path, samp
             (("search", ""), "queries[0]"),
             (("search", "x", "--index", "nothing"), "nothing"),
             (("search", "x", "--top-k", "100000"), "top_k"),
+            (("search", "x", "--top-k", "1000", "--offset", "1"), "offset"),
+            (("search", "x", "--filter", "label ="), "the filter needs a string"),
+            (("search", "--like", "no such id"), "no record with the id 'no such id'"),
         ):
             finished = run(*arguments, "--target", target)
             assert finished.returncode == 1
