@@ -25,7 +25,9 @@ from trainer.evaluations import load_evaluation, save_evaluation
 from trainer.job import Job, make_job
 from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
+from trainer.report import write_report
 from trainer.shaping import merge_low_rank, shape
+from trainer.similarities import RememberingEncoder, similarities
 from trainer.starting import new_run, resumable_job
 from trainer.steps import Progress, Session, train
 from trainer.training_state import TrainingStates, load_state
@@ -243,6 +245,12 @@ class _Fitting:
             training = self._training(time.monotonic() - started)
             (partial / TRAINING).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
             CheckpointManifest.write(partial, model=self.job.model)
+        if self.folder is None:
+            return
+        try:
+            write_report(self.folder, self.job, self.data, training)
+        except CognateError as error:
+            log.warning("there is no report, for %s; the checkpoint is whole", error)
 
     def _training(self, seconds: float) -> dict[str, object]:
         """What training.json says."""
@@ -282,26 +290,26 @@ class _Fitting:
     def _evaluate(self) -> dict[str, float]:
         if self.data.searched is None:
             return {}
-        evaluation = evaluate(self.encoder, *self.data.searched, k=self.job.options.k)
+        queries, index = self.data.searched
+        encoder = RememberingEncoder(self.encoder)
+        evaluation = evaluate(encoder, queries, index, k=self.job.options.k)
         epoch = len(self.evaluations)
         self.evaluations.append(evaluation)
         log.info("after epoch %d: average_precision %.4f", epoch, evaluation.metrics["average_precision"])
         if self.folder:
             step = self.losses[-1].step if self.losses else 0
-            save_evaluation(evaluation, self._evaluation_file(epoch))
-            self.folder.add_examples(_examples(*self.data.searched, evaluation, epoch))
+            evaluated = [queries[row] for row in evaluation.query_rows]
+            found = similarities(evaluated, index, encoder.vectors["query"], encoder.vectors["passage"])
+            path = self.folder.evaluation_file(epoch)
+            path.parent.mkdir(exist_ok=True)
+            save_evaluation(evaluation, found, path)
+            self.folder.add_examples(_examples(queries, index, evaluation, epoch))
             self.folder.add_metrics(
                 {"kind": "evaluation", "epoch": epoch, "step": step, **evaluation.as_json()}
             )
         if self.on_evaluation:
             self.on_evaluation(epoch, evaluation)
         return evaluation.metrics
-
-    def _evaluation_file(self, epoch: int) -> Path:
-        assert self.folder is not None  # noqa: S101
-        folder = self.folder.folder / "evaluations"
-        folder.mkdir(exist_ok=True)
-        return folder / f"epoch-{epoch}.safetensors"
 
     def _restore(self, position: dict[str, int] | None) -> None:
         """Take up what was measured up to a training state, and drop what was measured after it."""
@@ -317,7 +325,7 @@ class _Fitting:
             if line["kind"] == "step":
                 self.losses.append(Progress(line["step"], line["steps"], line["epoch"], line["loss"]))
             else:
-                self.evaluations.append(load_evaluation(self._evaluation_file(line["epoch"])))
+                self.evaluations.append(load_evaluation(self.folder.evaluation_file(line["epoch"])))
         if position:
             log.info("going on after step %d", step)
 
