@@ -52,6 +52,10 @@ class TrainingOptions(pydantic.BaseModel):
             learning", 2022.
         memory: Embeddings of batches before that are mined as well, the newest; 0: none. Source: Wang et
             al., "Cross-batch memory for embedding learning", 2020.
+        mine_negatives: Whether, after each epoch, the labels that the model takes for one another are found
+            in an index of all records, and share the batches of the next.
+        negative_margin: By which share of the positives' cosine a record of another label must be less
+            similar for that; what is nearer is left alone, since it may mean the same.
         ema: How much of their moving average the weights keep at each step, such as 0.999; the average is
             what is evaluated and kept. 0: there is none.
         lora: Rank of low-rank weights that are trained in place of the linear layers', and merged into them
@@ -106,6 +110,8 @@ class TrainingOptions(pydantic.BaseModel):
     prompts: dict[Literal["query", "passage"], str] | None = None
     matryoshka: list[pydantic.PositiveInt] = []
     memory: int = pydantic.Field(0, ge=0)
+    mine_negatives: bool = False
+    negative_margin: float = pydantic.Field(0.05, ge=0, lt=1)
     ema: float = pydantic.Field(0.0, ge=0, lt=1)
     lora: int = pydantic.Field(0, ge=0)
     lora_alpha: int | None = pydantic.Field(None, ge=1)

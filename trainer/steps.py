@@ -22,6 +22,8 @@ from cognate.runs import RunStoppedError
 from trainer.averaging import WeightAverage
 from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches
 from trainer.data import TrainingData
+from trainer.encoder import TorchEncoder
+from trainer.hard_negatives import confusable_labels
 from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
 from trainer.monitoring import Monitor
 from trainer.optimization import make_optimizer
@@ -87,7 +89,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
     loss, dataset, sampler = (_of_tuples if data.tuples else _of_labels)(model, data, settings)
-    watcher = _Watcher(settings, session, loss)
+    watcher = _Watcher(settings, session, loss, data, sampler)
     with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -264,6 +266,7 @@ class _Trainer(SentenceTransformerTrainer):
                 "scheduler": self.lr_scheduler.state_dict(),
                 "random": random_state(),
                 "average": self.watcher.session.average.state_dict(),
+                "neighbours": self.watcher.neighbours(),
             },
             {TRAINER_STATE_NAME: _as_json(self.state)},
         )
@@ -273,6 +276,7 @@ class _Trainer(SentenceTransformerTrainer):
         assert self.resumed is not None  # noqa: S101
         self.loss.load_state_dict(self.resumed["loss"])  # type: ignore[attr-defined]
         self.watcher.session.average.load_state_dict(self.resumed["average"])
+        self.watcher.set_neighbours(self.resumed.get("neighbours"))
         self.watcher.take_up(self.resumed["position"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -312,8 +316,17 @@ class _Watcher(TrainerCallback):
         stopping: Whether it was asked to stop, and does.
     """
 
-    def __init__(self, settings: TrainingOptions, session: Session, loss: Loss) -> None:
+    def __init__(
+        self,
+        settings: TrainingOptions,
+        session: Session,
+        loss: Loss,
+        data: TrainingData,
+        sampler: SeededBatchSampler,
+    ) -> None:
         self.loss = loss
+        self.data = data
+        self.sampler = sampler
         self.monitor = Monitor(settings)
         self.losses: list[float] = []
         self.settings = settings
@@ -413,8 +426,36 @@ class _Watcher(TrainerCallback):
         self.finished = self.epochs >= self.settings.epochs or control.should_training_stop
         if self.session.states and (self.finished or self.epochs % self.settings.checkpoint_epochs == 0):
             control.should_save = True
-        if not self.finished and self.session.stop_asked():
-            self._stop(control)
+        if not self.finished:
+            self._mine_negatives()
+            if self.session.stop_asked():
+                self._stop(control)
+
+    def _mine_negatives(self) -> None:
+        if not self.settings.mine_negatives or not isinstance(self.sampler, ClassBalancedBatchSampler):
+            return
+        vectors = TorchEncoder(self.loss.model).encode([record.text for record in self.data.records])
+        found = confusable_labels(vectors, self.sampler.labels, margin=self.settings.negative_margin)
+        self.sampler.neighbours = found
+        confused = int((found[:, 0] >= 0).sum())
+        log.info("hard negatives: %d of %d labels have some", confused, len(found))
+        if not confused:
+            log.warning(
+                "no hard negatives were found after epoch %d: the nearest records of other labels are within "
+                "negative_margin (%g) of the positives, or far away",
+                self.epochs,
+                self.settings.negative_margin,
+            )
+
+    def neighbours(self) -> torch.Tensor | None:
+        """The labels that share batches, to be saved; None where any do."""
+        found = getattr(self.sampler, "neighbours", None)
+        return None if found is None else torch.from_numpy(found)
+
+    def set_neighbours(self, saved: torch.Tensor | None) -> None:
+        """Take up what was saved."""
+        if saved is not None and isinstance(self.sampler, ClassBalancedBatchSampler):
+            self.sampler.neighbours = saved.numpy()
 
     def _save_best(self) -> None:
         path = _best(self.session.scratch, self.epochs)

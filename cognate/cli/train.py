@@ -23,6 +23,7 @@ FLAGS = (
     "warmup_ratio",
     "loss",
     "miner",
+    "mine_negatives",
     "precision",
     "pretrained_weight",
     "max_length",
@@ -80,6 +81,12 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=VALUE of the miner. [default: margin=0.2, type_of_triplets=semihard]"),
     ] = None,
+    mine_negatives: Annotated[
+        bool,
+        typer.Option(
+            "--mine-negatives", help="After each epoch, bring labels that the model confuses into one batch."
+        ),
+    ] = False,
     precision: Annotated[
         Literal["fp32", "bf16"],
         typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there."),
