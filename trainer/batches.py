@@ -111,7 +111,11 @@ def distinct_batches(
 
 
 class SeededBatchSampler(DefaultBatchSampler):
-    """Gives sentence-transformers' trainer the batches of each epoch, the same ones for the same seed."""
+    """Gives sentence-transformers' trainer the batches of each epoch, the same ones for the same seed.
+
+    Attributes:
+        share: The number of this process, and of how many; each gets its part of every batch.
+    """
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class SeededBatchSampler(DefaultBatchSampler):
         self.seed = seed
         self._draw = draw
         self._drawn: tuple[int, list[list[int]]] | None = None
+        self.share = (0, 1)
 
     def _batches(self) -> list[list[int]]:
         epoch = getattr(self, "epoch", 0)
@@ -136,15 +141,20 @@ class SeededBatchSampler(DefaultBatchSampler):
 
     def batch(self, number: int) -> list[int]:
         """The positions of one batch of this epoch, the first being 0."""
-        return self._batches()[number]
+        return self._shared()[number]
 
     def __iter__(self) -> Iterator[list[int]]:
         """Give the batches of this epoch."""
-        return iter(self._batches())
+        number, processes = self.share
+        return iter([batch[number::processes] for batch in self._shared()])
 
     def __len__(self) -> int:
         """How many batches this epoch has."""
-        return len(self._batches())
+        return len(self._shared())
+
+    def _shared(self) -> list[list[int]]:
+        """The batches that have something for every process: all, but for small ones of many processes."""
+        return [batch for batch in self._batches() if len(batch) >= self.share[1]]
 
 
 class ClassBalancedBatchSampler(SeededBatchSampler):

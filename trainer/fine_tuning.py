@@ -28,7 +28,7 @@ from trainer.options import TrainingOptions
 from trainer.report import write_report
 from trainer.shaping import merge_low_rank, shape
 from trainer.similarities import RememberingEncoder, similarities
-from trainer.starting import new_run, resumable_job
+from trainer.starting import new_run, resumable_job, written_job
 from trainer.steps import Progress, Session, train
 from trainer.training_state import TrainingStates, load_state
 
@@ -148,6 +148,19 @@ def resume(
         return _Fitting(job, read_data(job), folder, on_progress, on_evaluation).run()
 
 
+def join(name: str, *, runs_dir: str | Path | None = None) -> None:
+    """Take part in a run as one of several processes, not the first: train, measure and write nothing.
+
+    Raises:
+        CognateError: There is no such run, or training ended early.
+    """
+    folder = get_run(name, runs_dir)
+    job = written_job(folder)
+    # What there is to say, the first process says.
+    log.setLevel(logging.CRITICAL)
+    _Fitting(job, read_data(job), folder, None, None).join()
+
+
 @contextlib.contextmanager
 def _running(folder: RunFolder) -> Iterator[None]:
     """Be the run's process, and write what is logged to its log."""
@@ -211,24 +224,14 @@ class _Fitting:
             self._restore(None if resumed is None else resumed[1]["position"])
         if resumed is None:
             self._evaluate()
-        shape(self.encoder.model, settings)
-        average = WeightAverage(
-            self.encoder.model, pretrained_weight=settings.pretrained_weight, ema=settings.ema
-        )
         with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
-            self.epoch = train(
-                self.encoder.model,
-                self.data,
-                settings,
-                Session(
-                    on_progress=self._tell_progress,
-                    on_epoch=self._evaluate,
-                    average=average,
-                    scratch=states.folder if states else Path(scratch),
-                    stop_asked=self.folder.stop_asked if self.folder else lambda: False,
-                    states=states,
-                    resumed=resumed,
-                ),
+            self.epoch = self._train(
+                on_progress=self._tell_progress,
+                on_epoch=self._evaluate,
+                scratch=states.folder if states else Path(scratch),
+                stop_asked=self.folder.stop_asked if self.folder else lambda: False,
+                states=states,
+                resumed=resumed,
             )
         merge_low_rank(self.encoder.model)
         self._publish(started)
@@ -238,6 +241,29 @@ class _Fitting:
             seconds=time.monotonic() - started,
             epoch=self.epoch,
         )
+
+    def join(self) -> None:
+        """Train, and leave everything else to the first process."""
+        assert self.folder is not None  # noqa: S101
+        settings = self.job.options
+        set_seed(settings.seed)
+        self.encoder = load_encoder(self.job.model)
+        states = TrainingStates(self.folder.folder / CHECKPOINTS, settings.checkpoints_kept)
+        last = states.last()
+        self._train(
+            on_progress=lambda progress: None,
+            on_epoch=dict,
+            scratch=states.folder,
+            stop_asked=lambda: False,
+            states=states,
+            resumed=None if last is None else (last, load_state(last)),
+        )
+
+    def _train(self, **session: Any) -> int:
+        settings, model = self.job.options, self.encoder.model
+        shape(model, settings)
+        average = WeightAverage(model, pretrained_weight=settings.pretrained_weight, ema=settings.ema)
+        return train(model, self.data, settings, Session(average=average, **session))
 
     def _publish(self, started: float) -> None:
         with publishing(self.out, CheckpointManifest.KIND, force=self.job.force) as partial:

@@ -13,6 +13,11 @@ HITS = 32
 """Records that are looked at for each record."""
 
 
+def no_neighbours(labels: Sequence[int]) -> NDArray[np.int64]:
+    """A table of no neighbours: -1, shape (labels, NEIGHBOURS)."""
+    return np.full((max(labels) + 1, NEIGHBOURS), -1, np.int64)
+
+
 def confusable_labels(
     vectors: NDArray[np.float32], labels: Sequence[int], *, margin: float
 ) -> NDArray[np.int64]:
@@ -43,7 +48,7 @@ def confusable_labels(
     pairs = pairs[np.argsort(-scores[wanted], kind="stable")]
     # Of each two labels the nearest records, in the order of their scores.
     _, first = np.unique(pairs[:, 0] * count + pairs[:, 1], return_index=True)
-    table = np.full((count, NEIGHBOURS), -1, np.int64)
+    table = no_neighbours(labels)
     filled = np.zeros(count, np.int64)
     for label, other in pairs[np.sort(first)].tolist():
         if filled[label] < NEIGHBOURS:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from cognate.metrics import METRICS
 from trainer.similarities import BINS, Similarities
 
 # Text stays text, and the same data gives the same bytes.
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "cognate", "font.size": 8, "axes.grid": True}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cognate", "font.size": 8, "axes.grid": True}
 
 
 def loss_svg(losses: Sequence[tuple[int, float]]) -> Markup:

@@ -49,13 +49,13 @@ def load_cross_encoder(name: str) -> CrossEncoder:
         CognateError: It is none that gives one score.
     """
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    model = models.load(
+    model: CrossEncoder = models.load(
         name,
         lambda source, local: CrossEncoder(
             source, trust_remote_code=False, local_files_only=local, model_kwargs={"use_safetensors": True}
         ),
     )
-    kinds = model.config.architectures or []
+    kinds = (model.config and model.config.architectures) or []
     # Any other encoder is given a head of random weights.
     if model.num_labels != 1 or not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise CognateError(

@@ -47,6 +47,9 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; needs --run or --resume.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share every batch, on a GPU each; needs --detach.")
+    ] = 1,
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a run from its last training state.")
     ] = None,
@@ -129,6 +132,8 @@ def train(
         raise typer.BadParameter("Missing option '--out', or '--run'.")
     if detach and run_name is None and resume is None:
         raise typer.BadParameter("--detach needs --run NAME: another process goes on with it")
+    if processes > 1 and not detach:
+        raise typer.BadParameter("--processes needs --detach; follow the run with cognate runs NAME --follow")
     with needs("train"):
         import trainer
     if detach and resume is None:
@@ -142,6 +147,7 @@ def train(
             queries=queries,
             index=index,
             force=force,
+            processes=processes,
             **options,
         )
         _tell_started(folder, as_json)
@@ -155,7 +161,7 @@ def train(
             **{"out" if name == "destination" else name: context.params[name] for name in sources},
         )
         if detach:
-            _tell_started(trainer.restart(resume, runs_dir, expected), as_json)
+            _tell_started(trainer.restart(resume, runs_dir, expected, processes=processes), as_json)
             return
     if train_data:
         from trainer.kinds import detect_all

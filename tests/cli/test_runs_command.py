@@ -104,6 +104,7 @@ def test_the_report_says_how_to_come_to_the_same_checkpoint(
         ("train",),
         ("train", "x.jsonl"),
         ("train", "x.jsonl", "--out", "y", "--detach"),
+        ("train", "x.jsonl", "--run", "y", "--processes", "2"),
         ("train", "--resume", "a", "--run", "b"),
         ("runs", "--follow"),
         ("runs", "--report"),
