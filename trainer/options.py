@@ -63,6 +63,8 @@ class TrainingOptions(pydantic.BaseModel):
         lora_alpha: By how much they count, over their rank. None: twice the rank.
         precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
             processor or GPU that has it.
+        gradient_checkpointing: Whether what each layer gave is computed again for the gradients, not kept:
+            less memory, a third more time.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
         pretrained_weight: The share of the weights before training in the final ones, at most 1. A little
             keeps what the model knew and the training data does not show; 0 keeps none. Source: Wortsman
@@ -116,6 +118,7 @@ class TrainingOptions(pydantic.BaseModel):
     lora: int = pydantic.Field(0, ge=0)
     lora_alpha: int | None = pydantic.Field(None, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
     pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)

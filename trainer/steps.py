@@ -111,6 +111,9 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             gradient_accumulation_steps=settings.gradient_accumulation,
             max_grad_norm=settings.max_gradient_norm,
             prompts=_prompts(settings, data),
+            gradient_checkpointing=settings.gradient_checkpointing,
+            # The other kind loses the gradients of a frozen embedding's layers.
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             seed=settings.seed,
             save_strategy="no",
             report_to="none",
