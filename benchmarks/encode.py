@@ -62,7 +62,7 @@ TORCH_PEERS = {REFERENCE, "infinity", *GPU_PEERS}
 # The same torch for every peer; its build (+cpu, +cu…) is what pip finds here.
 OWN_ENVIRONMENTS = {
     "fastembed": ["fastembed>=0.7"],
-    "infinity": ["infinity-emb[torch]", f"torch=={version('torch').split('+')[0]}"],
+    "infinity": ["infinity-emb[server,torch]", f"torch=={version('torch').split('+')[0]}"],
 }
 
 console = Console(width=150)
@@ -94,14 +94,14 @@ class System:
         line = self._read()
         self.startup.append(line["ready"] - started)
 
-    def ask(self, **order: str) -> dict[str, Any]:
+    def ask(self, **order: Any) -> dict[str, Any]:
         """Tell it what to do, and wait for the answer."""
         assert self.process
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer = self._read()
-        self.peak_memory = answer["peak_memory"]
+        self.peak_memory = answer.get("peak_memory", 0)
         return answer
 
     def stop(self) -> None:
@@ -174,13 +174,16 @@ def environment(name: str, folder: Path) -> str:
     if name not in OWN_ENVIRONMENTS:
         return sys.executable
     python = folder / name / "bin/python"
-    if not (folder / name / "ready").exists():
+    ready = folder / name / "ready"
+    wanted = "\n".join(OWN_ENVIRONMENTS[name])
+    # One of before, when it needed something else, is made again.
+    if not ready.exists() or ready.read_text() != wanted:
         console.print(f"installing {' '.join(OWN_ENVIRONMENTS[name])} in {folder / name} …")
         venv.create(folder / name, with_pip=True, clear=True)
         subprocess.run(
             [python, "-m", "pip", "install", "-q", *OWN_ENVIRONMENTS[name]], check=True, capture_output=True
         )
-        (folder / name / "ready").touch()
+        ready.write_text(wanted)
     return str(python)
 
 

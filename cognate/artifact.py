@@ -260,7 +260,9 @@ def _os_errors_told(path: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def publishing(destination: Path, kind: str, *, force: bool = False) -> Iterator[Path]:
+def publishing(
+    destination: Path, kind: str, *, force: bool = False, within: Path | None = None
+) -> Iterator[Path]:
     """Give a temporary folder to write an artifact in, and rename it into place at the end.
 
     Whatever ends the block early, an error or Ctrl-C, removes the temporary folder and leaves what was
@@ -270,9 +272,10 @@ def publishing(destination: Path, kind: str, *, force: bool = False) -> Iterator
         destination: Where the artifact shall be.
         kind: What it will be.
         force: Whether an artifact of that kind that is there is replaced.
+        within: A folder on the destination's disk for the temporary folder; None: beside the destination.
 
     Yields:
-        A folder beside the destination.
+        The temporary folder.
 
     Raises:
         ArtifactError: As ``check_destination``, or the disk is full or fails.
@@ -282,7 +285,9 @@ def publishing(destination: Path, kind: str, *, force: bool = False) -> Iterator
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
             tempfile.mkdtemp(
-                prefix=f".{destination.name}.", suffix=".partial", dir=destination.absolute().parent
+                prefix=f".{destination.name}.",
+                suffix=".partial",
+                dir=within or destination.absolute().parent,
             )
         )
     try:

@@ -172,12 +172,13 @@ class IndexWriter:
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
         self._count += len(records)
 
-    def finish(self, bundle: Bundle) -> IndexManifest:
+    def finish(self, bundle: Bundle | IndexManifest) -> IndexManifest:
         """Complete the index and write its manifest.
 
         Args:
-            bundle: The one whose vectors these are.
+            bundle: The one whose vectors these are, or the manifest of another index of its.
         """
+        of = bundle.manifest if isinstance(bundle, Bundle) else bundle
         self._vectors.seek(0)
         self._vectors.write(_flat_header(self._dimension, self._count))
         self._vectors.close()
@@ -188,8 +189,8 @@ class IndexWriter:
             metric="cosine",
             dimension=self._dimension,
             count=self._count,
-            fingerprint=bundle.manifest.fingerprint,
-            model=bundle.manifest.model,
+            fingerprint=of.fingerprint,
+            model=of.model,
             **_build_kind(self._folder / APPROXIMATE, flat, self._layout),
         )
 
@@ -444,6 +445,24 @@ class Index:
         """Fetch records by row, in the order asked for."""
         found = self._fetch(set(rows))
         return [found[row] for row in rows]
+
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Read vectors by row, in the order asked for: float32, shape (rows, dimension)."""
+        self._check_open()
+        if not len(rows):
+            return np.empty((0, self.dimension), np.float32)
+        found: NDArray[np.float32] = self._faiss.reconstruct_batch(np.asarray(rows, np.int64))
+        return found
+
+    def rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Find records by id: the row of each id that there is."""
+        found: dict[str, int] = {}
+        with self._records() as connection:
+            for identifier in ids:
+                row = connection.execute("SELECT row FROM records WHERE id = ?", (identifier,)).fetchone()
+                if row is not None:
+                    found[identifier] = row[0]
+        return found
 
     def _check_open(self) -> None:
         if self._faiss is None:

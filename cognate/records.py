@@ -95,7 +95,12 @@ class Rejects:
 
 
 def read_records(
-    source: str | Path, *, require_label: bool = False, rejects: Rejects | None = None
+    source: str | Path,
+    *,
+    require_label: bool = False,
+    rejects: Rejects | None = None,
+    stream: IO[bytes] | None = None,
+    allow_empty: bool = False,
 ) -> Iterator[Record]:
     """Read records one by one, never holding the file whole.
 
@@ -108,6 +113,8 @@ def read_records(
         source: A path, or ``-``.
         require_label: Whether a record without a label is bad.
         rejects: Takes the bad lines; without it the first one raises.
+        stream: What to read instead of a file of that name, which then tells the format alone.
+        allow_empty: Whether a file may have no records.
 
     Yields:
         Records in the file's order.
@@ -117,20 +124,27 @@ def read_records(
             read, such as invalid UTF-8 in a CSV file.
         CognateError: The file is not there, is a folder, is of no known format, or has no records.
     """
-    for _, record in read_numbered_records(source, require_label=require_label, rejects=rejects):
+    for _, record in read_numbered_records(
+        source, require_label=require_label, rejects=rejects, stream=stream, allow_empty=allow_empty
+    ):
         yield record
 
 
 def read_numbered_records(
-    source: str | Path, *, require_label: bool = False, rejects: Rejects | None = None
+    source: str | Path,
+    *,
+    require_label: bool = False,
+    rejects: Rejects | None = None,
+    stream: IO[bytes] | None = None,
+    allow_empty: bool = False,
 ) -> Iterator[tuple[int, Record]]:
     """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1."""
     name = "<stdin>" if str(source) == STDIN else str(source)
-    found = False
-    for line, row in _rows(source, name, rejects):
+    found = allow_empty
+    for line, row in _rows(source, name, rejects, stream):
         found = True
         try:
-            record = _record(row, require_label=require_label)
+            record = record_of(row, require_label=require_label)
         except ValueError as error:
             refused = RecordError(name, line, str(error))
             if rejects is None:
@@ -209,16 +223,17 @@ def _format(name: str) -> str:
     return ending
 
 
-def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Row]:
+def _rows(source: str | Path, name: str, rejects: Rejects | None, stream: IO[bytes] | None) -> Iterator[Row]:
     if str(source) == STDIN:
         yield from _json_rows(sys.stdin.buffer, name, rejects)
         return
-    _check_file(Path(source), name)
+    if stream is None:
+        _check_file(Path(source), name)
     form = _format(name)
     if form == ".parquet":
-        yield from _parquet_rows(Path(source), name)
+        yield from _parquet_rows(stream or Path(source), name)
         return
-    with _open(source, name) as file:
+    with _open(source, name, stream) as file:
         if form in (".csv", ".tsv"):
             yield from _table_rows(file, name, "\t" if form == ".tsv" else ",", rejects)
         else:
@@ -226,9 +241,9 @@ def _rows(source: str | Path, name: str, rejects: Rejects | None) -> Iterator[Ro
 
 
 @contextlib.contextmanager
-def _open(source: str | Path, name: str) -> Iterator[IO[bytes]]:
+def _open(source: str | Path, name: str, stream: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
     try:
-        with Path(source).open("rb") as raw:
+        with contextlib.nullcontext(stream) if stream else Path(source).open("rb") as raw:
             if name.lower().endswith(".gz"):
                 with gzip.open(raw) as file:
                     yield io.BufferedReader(file)
@@ -352,7 +367,7 @@ def _table_rows(file: IO[bytes], name: str, delimiter: str, rejects: Rejects | N
         yield number, {key: value for key, value in row.items() if value != "" or key == "text"}
 
 
-def _parquet_rows(path: Path, name: str, wanted: Sequence[str] | None = COLUMNS) -> Iterator[Row]:
+def _parquet_rows(path: Path | IO[bytes], name: str, wanted: Sequence[str] | None = COLUMNS) -> Iterator[Row]:
     # Imported here: pyarrow costs 60 MB, and only Parquet files need it.
     import pyarrow
     import pyarrow.parquet
@@ -378,7 +393,16 @@ def _parquet_rows(path: Path, name: str, wanted: Sequence[str] | None = COLUMNS)
         raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _record(row: Mapping[str, object], *, require_label: bool) -> Record:
+def record_of(row: Mapping[str, object], *, require_label: bool = False) -> Record:
+    """Check the values of a row, and make a record of them.
+
+    Args:
+        row: Values by the names of their columns or fields.
+        require_label: Whether a record without a label is bad.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
     if row.get("text") is None:
         raise ValueError("there is no text")
     text = row["text"]

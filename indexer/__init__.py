@@ -1,5 +1,21 @@
-"""The batch job that turns records into an index: ``indexer.build``."""
+"""The batch job that turns records into an index: ``indexer.build``, and what is done to whole indexes."""
 
-from indexer.batch_job import build
+from indexer.batch_job import OnDuplicate, Tally, build
+from indexer.index_export import export
+from indexer.index_merge import merge
+from indexer.index_verify import Verified, verify
+from indexer.sources import Source, open_source
+from indexer.sql import sql_source
 
-__all__ = ["build"]
+__all__ = [
+    "OnDuplicate",
+    "Source",
+    "Tally",
+    "Verified",
+    "build",
+    "export",
+    "merge",
+    "open_source",
+    "sql_source",
+    "verify",
+]

@@ -1,22 +1,71 @@
-"""Reads records, encodes them, writes the index: one chunk at a time, in bounded memory."""
+"""Reads records, encodes them, writes the index: one chunk at a time, in bounded memory.
 
+What is done lies in a work folder beside the destination, chunk by chunk; a job that was interrupted, in
+whatever way, is gone on with from there. The main thread reads and writes while another encodes, so that the
+encoder waits only for a chunk to be committed.
+"""
+
+import hashlib
 import itertools
-from collections.abc import Callable
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from cognate.artifact import publishing
+import numpy as np
+from numpy.typing import NDArray
+
+from cognate.artifact import check_destination, publishing
 from cognate.encoder import Device, Encoder
-from cognate.errors import CognateError
-from cognate.index import IndexManifest, IndexWriter
+from cognate.errors import ArtifactError, CognateError, FingerprintError
+from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
-from cognate.records import Rejects, read_records
+from cognate.records import Record, Rejects
+from indexer.sources import Source, index_records, open_source
+from indexer.work_folder import Chunk, WorkFolder, discard
 
 CHUNK = 4096
-"""Records that are in memory at a time, with their vectors."""
+"""Records that are encoded, and committed to the work folder, together; a few chunks are in memory."""
+
+OnDuplicate = Literal["refuse", "last"]
+
+
+@dataclass
+class Tally:
+    """How far a job is.
+
+    Attributes:
+        expected: How many records the source has, about; None where that is not known.
+        resumed: Records that an interrupted job had done.
+        kept: Records that are done and stay, whatever happens.
+        encoded: Texts that this run encoded.
+        reused: Records whose vectors this run took from the index to reuse.
+        repeated: Records of this run whose text an earlier record has, and which were not encoded again.
+        replaced: Records that a later one with the same id took the place of.
+    """
+
+    expected: int | None = None
+    resumed: int = 0
+    kept: int = 0
+    encoded: int = 0
+    reused: int = 0
+    repeated: int = 0
+    replaced: int = 0
+
+
+def work_folder_of(destination: Path) -> Path:
+    """Where the job of a destination keeps what it has done."""
+    return destination.absolute().with_name(f".{destination.name}.job")
 
 
 def build(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path] | Source,
     bundle: str | Path,
     destination: str | Path,
     *,
@@ -25,35 +74,224 @@ def build(
     force: bool = False,
     rejects: Rejects | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_duplicate: OnDuplicate = "refuse",
+    reuse: str | Path | None = None,
+    restart: bool = False,
+    tally: Tally | None = None,
+    on_start: Callable[[Tally], None] | None = None,
 ) -> IndexManifest:
-    """Encode every record of a file and publish the index of them.
+    """Encode every record of a source and publish the index of them.
+
+    Run again after it was interrupted, it goes on where it was: at most the chunk that was being encoded is
+    encoded again, and the index is the one of an uninterrupted job.
 
     Args:
-        source: A record file of any size, or ``-`` for JSON Lines on standard input.
+        source: What ``indexer.open_source`` takes: a record file of any size, several, patterns, folders of
+            Parquet files, URLs, an index, ``-``; or a source, such as ``indexer.sql_source`` gives.
         bundle: The bundle to encode with.
         destination: The index's folder.
         layout: What kind of index; by default chosen by its size.
         device: Where to encode.
         force: Whether an index that is there is replaced.
         rejects: Takes bad lines; without it the first one raises.
-        on_progress: Called with the number of records done since the last call.
+        on_progress: Called with the number of records done since the last call, in another thread.
+        on_duplicate: What becomes of a record with the id of an earlier one: "refuse" stops the job, "last"
+            drops the earlier one.
+        reuse: An index of the same bundle, from which the vectors of equal texts are taken.
+        restart: Throw away what an interrupted job has done.
+        tally: Kept up to date.
+        on_start: Called before the first record is encoded.
 
     Returns:
         The manifest of the index.
 
     Raises:
-        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a kind
-            that cannot be built, or a destination that exists or cannot be written. Nothing is left behind
-            then.
+        CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a kind that
+            cannot be built, a source that cannot be read, a destination that exists or cannot be written, or
+            an interrupted job of other input or settings. The destination is as it was then; what was done
+            is kept in the work folder.
     """
-    with publishing(Path(destination), IndexManifest.KIND, force=force) as partial:
-        encoder = Encoder(bundle, device=device, bulk=True)
-        records = read_records(source, rejects=rejects)
-        with IndexWriter(partial, encoder.dimension, layout) as writer:
-            while chunk := list(itertools.islice(records, CHUNK)):
-                vectors = encoder.encode([record.text for record in chunk], on_progress=on_progress)
-                writer.add(chunk, vectors)
-            manifest = writer.finish(encoder.bundle)
-        if not manifest.count:
-            raise CognateError(f"{source} has no good record, so no index was made")
+    destination = Path(destination)
+    tally = tally if tally is not None else Tally()
+    check_destination(destination, IndexManifest.KIND, force=force)
+    records = source if isinstance(source, Source) else open_source(source)
+    encoder = Encoder(bundle, device=device, bulk=True)
+    layout = layout or Layout()
+    layout.check(encoder.dimension)
+    folder = work_folder_of(destination)
+    with ExitStack() as stack, _disk_errors_told(destination):
+        old = None if reuse is None else stack.enter_context(closing(_open_old(Path(reuse), encoder)))
+        settings = {
+            **records.settings,
+            "bundle": encoder.fingerprint[:12],
+            "device": encoder.device,
+            "records in a chunk": str(CHUNK),
+            "on_duplicate": on_duplicate,
+            "index to reuse": "none" if old is None else old.version,
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if restart:
+            discard(folder)
+        with _open_work(folder, encoder.dimension, settings, keep=records.repeatable) as work:
+            tally.resumed = tally.kept = work.count
+            tally.replaced = work.replaced
+            tally.expected = records.expected
+            if on_start:
+                on_start(tally)
+            if old is not None and not work.count:
+                work.add_old_texts(record.text for record in index_records(old))
+            job = _Job(encoder, work, records, old, on_duplicate == "last", tally, on_progress)
+            with closing(records.read(rejects)) as stream:
+                job.run(stream)
+            if not work.count:
+                raise CognateError(f"{records.name} has no good record, so no index was made")
+            manifest = _publish(work, encoder, destination, layout, force=force)
+        shutil.rmtree(folder, ignore_errors=True)
+    tally.kept = 0
     return manifest
+
+
+@contextmanager
+def _open_work(
+    folder: Path, dimension: int, settings: Mapping[str, str], *, keep: bool
+) -> Iterator[WorkFolder]:
+    """Open the work folder; where the job cannot be resumed, begin with an empty one and leave none."""
+    if keep:
+        with WorkFolder(folder, dimension, settings) as work:
+            yield work
+        return
+    with WorkFolder(folder, dimension, settings):
+        pass
+    discard(folder)
+    try:
+        with WorkFolder(folder, dimension, settings) as work:
+            yield work
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_old(folder: Path, encoder: Encoder) -> Index:
+    try:
+        return Index(folder, fingerprint=encoder.fingerprint, device="cpu")
+    except FingerprintError:
+        raise FingerprintError(
+            f"{folder} has vectors of another bundle than {encoder.bundle.folder}, so none can be reused; "
+            "leave --reuse out to encode every text (cognate index build takes the records of an index, too: "
+            f"cognate index build {folder} --bundle …)"
+        ) from None
+
+
+def _publish(
+    work: WorkFolder, encoder: Encoder, destination: Path, layout: Layout, *, force: bool
+) -> IndexManifest:
+    # What a job that was killed here left.
+    for partial in work.path.glob("*.partial"):
+        shutil.rmtree(partial)
+    with (
+        publishing(destination, IndexManifest.KIND, force=force, within=work.path) as partial,
+        IndexWriter(partial, encoder.dimension, layout) as writer,
+    ):
+        for records, vectors in work.chunks(CHUNK):
+            writer.add(records, vectors)
+        return writer.finish(encoder.bundle)
+
+
+class _Stopped(Exception):  # noqa: N818, no error
+    """Ends the encoding of a chunk that nobody waits for any more."""
+
+
+class _Job:
+    """The loop: while one chunk is encoded, its records are staged and the next chunk is read."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        work: WorkFolder,
+        source: Source,
+        old: Index | None,
+        replace: bool,
+        tally: Tally,
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        self._encoder = encoder
+        self._work = work
+        self._source = source
+        self._old = old
+        self._replace = replace
+        self._tally = tally
+        self._on_progress = on_progress or (lambda count: None)
+        self._stop = threading.Event()
+        self._read = hashlib.sha256()
+
+    def run(self, records: Iterator[Record]) -> None:
+        """Encode and commit all records that are not yet in the work folder."""
+        self._skip(records)
+        with ThreadPoolExecutor(1, "encode-chunk") as thread:
+            try:
+                chunk = self._next(records)
+                while chunk:
+                    encoded = thread.submit(self._encode, chunk)
+                    self._work.stage(chunk, replace=self._replace)
+                    failure, upcoming = None, None
+                    try:
+                        upcoming = self._next(records)
+                    except Exception as error:  # The chunk before it is good, and kept.
+                        failure = error
+                    old = self._old.vectors(list(chunk.old.values())) if self._old else None
+                    self._work.commit(chunk, encoded.result(), old)
+                    self._count(chunk)
+                    if failure:
+                        raise failure
+                    chunk = upcoming
+            finally:
+                self._stop.set()
+
+    def _skip(self, records: Iterator[Record]) -> None:
+        """Read again what an interrupted job has read, and see that it is the same."""
+        for record in itertools.islice(records, self._work.count):
+            self._update(record)
+        if self._read.hexdigest() != self._work.read_sha256:
+            raise CognateError(
+                f"the first {self._work.count:,} records of {self._source.name} are not those that the "
+                "interrupted job read (their sha256 differs); give --restart to begin anew"
+            )
+
+    def _next(self, records: Iterator[Record]) -> Chunk | None:
+        chunk = []
+        for record in itertools.islice(records, CHUNK):
+            self._update(record)
+            chunk.append(record)
+        return self._work.plan(chunk, self._read.hexdigest()) if chunk else None
+
+    def _update(self, record: Record) -> None:
+        fields = [record.id, record.text, record.label, record.attributes]
+        self._read.update(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+
+    def _encode(self, chunk: Chunk) -> NDArray[np.float32]:
+        def advance(count: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            self._on_progress(count)
+
+        if len(chunk.records) > len(chunk.new):
+            advance(len(chunk.records) - len(chunk.new))
+        vectors: NDArray[np.float32] = self._encoder.encode(chunk.new_texts, on_progress=advance)
+        return vectors
+
+    def _count(self, chunk: Chunk) -> None:
+        if self._source.repeatable:
+            self._tally.kept = self._work.count
+        self._tally.encoded += len(chunk.new)
+        self._tally.reused += len(chunk.old)
+        self._tally.repeated += len(chunk.same) + len(chunk.earlier)
+        self._tally.replaced = self._work.replaced
+
+
+@contextmanager
+def _disk_errors_told(destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise ArtifactError(f"{destination} could not be written: {os.strerror(error.errno)}") from error

@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.encoder import Encoder, TokenizedText
+from cognate.processors import give_way
 from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
 """Tokens of a batch, padding included, by device. On a CPU more are no faster, and hold up who comes next."""
 
-RUN_TOKENS = {"cpu": 8, "cuda": 4096}
+WAIT_MARGIN = 1.75
+"""By how much the wait before a call is thought longer than counted: later texts of a like length join the
+batches before it, and what is encoded too late is work for nobody."""
+
+RUN_TOKENS = {"cpu": 4, "cuda": 4096}
 """What a run of the model costs beside its tokens, counted in tokens, by device."""
 
 QUEUE_BATCHES = 128
@@ -163,7 +168,7 @@ class Batcher:
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()
-        self._model_thread = ThreadPoolExecutor(1, "inference")
+        self._model_thread = ThreadPoolExecutor(1, "inference", initializer=give_way)
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._running = False
         # When the batch that runs is thought to end, by time.monotonic; 0 where none runs.
@@ -263,8 +268,8 @@ class Batcher:
         remaining = deadline - now
         rate = self.tokens_per_second
         # To count by turns takes longer, and is of no use where there is time for all that waits.
-        if running + (waiting + tokens) / rate > remaining:
-            needed = running + self._queue.ahead(tokens, caller) / rate
+        if running + WAIT_MARGIN * (waiting + tokens) / rate > remaining:
+            needed = running + WAIT_MARGIN * self._queue.ahead(tokens, caller) / rate
             if needed > remaining:
                 raise QueueTooLongError(needed - remaining)
 
@@ -297,6 +302,7 @@ class Batcher:
 
     def _run(self) -> None:
         """Run batches until nothing waits, in the inference thread."""
+        ended = time.monotonic()
         while True:
             batch, expired = self._queue.take(time.monotonic())
             if expired:
@@ -316,10 +322,11 @@ class Batcher:
                 failed = OutOfMemoryError if _is_out_of_memory(error) else EncodingFailedError
                 self._loop.call_soon_threadsafe(self._fail, [call for call, _ in batch], failed)
             else:
-                seconds = max(time.monotonic() - started, 1e-6)
+                before, ended = ended, time.monotonic()
                 self._recent_tokens = RATE_MEMORY * self._recent_tokens + tokens
-                self._recent_seconds = RATE_MEMORY * self._recent_seconds + seconds
-                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, seconds)
+                # With what lies between two batches: who waits, waits for that too.
+                self._recent_seconds = RATE_MEMORY * self._recent_seconds + max(ended - before, 1e-6)
+                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, ended - started)
 
     def _stopped(self) -> None:
         self._running = False

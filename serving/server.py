@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
+from cognate.processors import give_way
 from cognate.v1 import (
     embedding_pb2,
     embedding_pb2_grpc,
@@ -111,7 +113,7 @@ class Server:
             self._certificates = Certificates(
                 settings.tls_certificate, settings.tls_key, settings.tls_client_ca
             )
-        encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
+        encoder = await _load_model(settings)
         async with contextlib.AsyncExitStack() as stack:
             indexes = IndexRegistry(fingerprint=encoder.fingerprint, device=settings.device)
             stack.callback(indexes.close)
@@ -307,6 +309,18 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
         await told_to_stop.wait()
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def _load_model(settings: Settings) -> Encoder:
+    """Open the bundle in a thread that gives way, as then do those that the model starts.
+
+    Where the model takes all cores, calls would else wait for a moment between its batches: to be read, to be
+    refused, to be answered.
+    """
+    with ThreadPoolExecutor(1, "model-load", initializer=give_way) as loader:
+        return await asyncio.get_running_loop().run_in_executor(
+            loader, lambda: Encoder(settings.bundle, device=settings.device, threads=settings.threads)
+        )
 
 
 async def _watch(folder: Path, indexes: IndexRegistry) -> IndexWatch:

@@ -92,10 +92,19 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
-    disk = tmp_path / "disk"
+    yield from _disk(tmp_path / "disk", "64k")
+
+
+@pytest.fixture
+def medium_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MiB."""
+    yield from _disk(tmp_path / "disk", "8m")
+
+
+def _disk(disk: Path, size: str) -> Iterator[Path]:
     disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True
     ).returncode:
         pytest.skip("a disk cannot be mounted here")
     yield disk

@@ -104,7 +104,7 @@ def demo(
         "3. Build the index",
         f"cognate index build {data}/index.jsonl --bundle {bundle} --out {index} --force",
     ):
-        built = indexer.build(data / "index.jsonl", bundle, index, force=True)
+        built = indexer.build(data / "index.jsonl", bundle, index, force=True, restart=True)
     out.print(f"   {built.count} records, {built.kind} (exact), {built.dimension} dimensions\n")
 
     serving = ["cognate", "serve", "--bundle", str(bundle), "--index", str(index), "--port", str(port)]

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
-from cognate.cli.terminal import needs, note, out, print_json, progress_bar
+from cognate.cli.terminal import job_progress, needs, note, out, print_json
+from cognate.errors import CognateError
+from cognate.records import STDIN
 from cognate.wire import IndexDescription
 
 if TYPE_CHECKING:
@@ -21,11 +23,19 @@ app = typer.Typer(help="Build indexes, and change those of a running server.", n
 Name = Annotated[str, typer.Argument(help="The name that the server has it under.")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+UNCOUNTED = ("expected", "kept")
+"""What a job's tally says only while it runs."""
 
 
 @app.command()
 def build(
-    records: Annotated[str, typer.Argument(help="A record file, or - for JSON Lines on standard input.")],
+    records: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Record files, patterns, folders of Parquet files, URLs, an index; - is standard input."
+        ),
+    ] = None,
+    *,
     bundle: Annotated[Path, typer.Option(help="The bundle to encode with.")],
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
@@ -46,52 +56,107 @@ def build(
     on_error: OnError = "stop",
     rejects: RejectsFile = None,
     force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    on_duplicate: Annotated[
+        Literal["refuse", "last"],
+        typer.Option(help="Two records with one id: stop there, or keep the last of them."),
+    ] = "refuse",
+    reuse: Annotated[
+        Path | None,
+        typer.Option(help="An older index of the same bundle: only texts it has not got are encoded."),
+    ] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="Read the rows of a query instead; needs --database.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of the query's database, as SQLAlchemy has it.", envvar="COGNATE_DATABASE"),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option(help="Throw away what an interrupted job has done, and begin anew.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Encode a file of records of any size into an index.
+    """Encode records, however many, into an index.
+
+    Run again after it was interrupted, it goes on where it was.
 
     Example: cognate index build records.jsonl --bundle bundle/ --out index/
     """
     with needs("serve"):
         import indexer
         from cognate.index_kinds import Layout
+    if (sql is None) == (not records):
+        raise CognateError("give either what to read records from or --sql, not both and not none")
+    if sql is not None and database is None:
+        raise CognateError("--sql needs --database, the URL of the database to ask")
+    source = indexer.open_source(records or []) if sql is None else indexer.sql_source(database or "", sql)
     started = time.monotonic()
     told = rejects_path(rejects, destination)
-    with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
-        task = bar.add_task("encoding", total=None, rate="")
-        done = 0
+    tally = indexer.Tally()
+    with keep_rejects(on_error, told) as kept, job_progress("records") as progress:
+
+        def start(tally: indexer.Tally) -> None:
+            if tally.resumed:
+                note(f"going on with the job that was interrupted: {tally.resumed:,} records are done")
+            if records == [STDIN]:
+                note("standard input cannot be read again: if this job is interrupted, it cannot be resumed")
+            progress.begin(tally.resumed, tally.expected)
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
+            progress.advance(count, f", {kept.count:,} rejects" if kept and kept.count else "")
 
-        manifest = indexer.build(
-            records,
-            bundle,
-            destination,
-            layout=Layout(kind, storage, factory, recall),
-            device=device,
-            force=force,
-            rejects=kept,
-            on_progress=advance,
-        )
+        try:
+            manifest = indexer.build(
+                source,
+                bundle,
+                destination,
+                layout=Layout(kind, storage, factory, recall),
+                device=device,
+                force=force,
+                rejects=kept,
+                on_progress=advance,
+                on_duplicate=on_duplicate,
+                reuse=reuse,
+                restart=restart,
+                tally=tally,
+                on_start=start,
+            )
+        except BaseException:
+            if tally.kept:
+                note(f"{tally.kept:,} records are done and kept: the same command goes on from there")
+            raise
     seconds = time.monotonic() - started
     skipped = kept.count if kept else 0
     if as_json:
         described = manifest.model_dump(mode="json", exclude={"files"})
-        print_json({**described, "path": str(destination), "seconds": round(seconds, 3), "rejected": skipped})
+        counts = {name: value for name, value in dataclasses.asdict(tally).items() if name not in UNCOUNTED}
+        print_json(
+            {
+                **described,
+                "path": str(destination),
+                "seconds": round(seconds, 3),
+                "rejected": skipped,
+                **counts,
+            }
+        )
         return
     out.print(
         f"{destination}: an index of {manifest.count:,} records, {manifest.kind}, "
         f"{manifest.dimension} dimensions, recall@10 {manifest.recall_at_10:.4f}, "
-        f"in {seconds:.1f} s ({manifest.count / seconds:,.0f} records/s)"
+        f"in {seconds:.1f} s ({(manifest.count - tally.resumed) / seconds:,.0f} records/s)"
     )
     if manifest.search and manifest.recall_at_10 is not None and manifest.recall_at_10 < recall:
         note(
             f"no parameters that were tried reach recall@10 {recall:g}; `cognate index info {destination} "
             "--tradeoff` shows them"
         )
+    for count, what in (
+        (tally.repeated, "records repeat the text of another, which was encoded once"),
+        (tally.reused, "vectors were taken from the old index"),
+        (tally.replaced, "records were dropped for a later one with the same id"),
+    ):
+        if count:
+            note(f"{count:,} {what}")
     if skipped:
         note(f"{skipped} bad lines were skipped; {told} says which and why")
 
@@ -142,6 +207,81 @@ def tradeoff_table(manifest: "IndexManifest") -> Table:
             ", ".join(used) if point.parameters is not None else "exact",
         )
     return table
+
+
+@app.command()
+def merge(
+    indexes: Annotated[list[Path], typer.Argument(help="At least two indexes of one bundle.")],
+    destination: Annotated[Path, typer.Option("--out", help="The new index's folder.")],
+    on_duplicate: Annotated[
+        Literal["refuse", "last"],
+        typer.Option(help="An id that two indexes have: stop, or keep the record of the last one."),
+    ] = "refuse",
+    force: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the records and vectors of several indexes into one, without encoding anything.
+
+    Example: cognate index merge monday/ tuesday/ --out both/
+    """
+    with needs("serve"):
+        import indexer
+        from cognate.index_kinds import Layout
+    manifest = indexer.merge(
+        indexes, destination, layout=Layout("auto"), on_duplicate=on_duplicate, force=force
+    )
+    if as_json:
+        print_json({**manifest.model_dump(mode="json", exclude={"files"}), "path": str(destination)})
+        return
+    out.print(f"{destination}: an index of {manifest.count:,} records, of {len(indexes)} indexes")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An index.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that it was built with.")],
+    samples: Annotated[int, typer.Option(min=1, help="Records to encode again.")] = 1000,
+    min_cosine: Annotated[
+        float, typer.Option(min=-1, max=1, help="How near to its vector in the index each must be.")
+    ] = 0.999,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Check an index file by file, and encode samples of its records again to compare their vectors.
+
+    Example: cognate index verify index/ --bundle bundle/
+    """
+    with needs("serve"):
+        import indexer
+    verified = indexer.verify(folder, bundle, samples=samples, device=device)
+    if verified.min_cosine < min_cosine:
+        raise CognateError(
+            f"{folder}: the vector of record {verified.worst_id!r} is not what {bundle} gives its text: the "
+            f"cosine of the two is {verified.min_cosine:.6f}, less than {min_cosine:g}; build the index again"
+        )
+    if as_json:
+        print_json(dataclasses.asdict(verified))
+        return
+    out.print(
+        f"{folder}: {verified.samples:,} records were encoded again; the smallest cosine with the vector in "
+        f"the index is {verified.min_cosine:.6f}, the mean {verified.mean_cosine:.6f}"
+    )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="An index.")],
+    destination: Annotated[Path, typer.Option("--out", help="A file ending in .parquet, .arrow or .npy.")],
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write an index's vectors and records to a file that other systems read.
+
+    Example: cognate index export index/ --out vectors.parquet
+    """
+    with needs("serve"):
+        import indexer
+    paths = indexer.export(folder, destination, force=force)
+    out.print(f"wrote {' and '.join(map(str, paths))}")
 
 
 @app.command("list")

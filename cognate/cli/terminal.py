@@ -1,8 +1,10 @@
 """What commands write: results on standard output, the rest on standard error."""
 
 import contextlib
+import datetime
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
@@ -15,6 +17,9 @@ from cognate.errors import CognateError
 # A pipe has no width: tables that go into one are not folded to 80 columns.
 out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+LINE_EVERY_S = 30
+"""How often a job without a terminal says how far it is."""
 
 
 def fail(sentence: str) -> NoReturn:
@@ -45,6 +50,45 @@ def progress_bar(unit: str) -> Progress:
         transient=True,
         disable=not err.is_terminal,
     )
+
+
+class JobProgress:
+    """How far a long job is: a bar on a terminal, elsewhere a line every half minute."""
+
+    def __init__(self, bar: Progress, unit: str) -> None:
+        self._bar = bar
+        self._unit = unit
+        self._task = bar.add_task("encoding", total=None, rate="")
+        self.begin(0, None)
+
+    def begin(self, done: int, expected: int | None) -> None:
+        """Say where the job starts, and how much there is, where that is known."""
+        self._started = self._told = time.monotonic()
+        self._first = self._done = done
+        self._expected = expected
+        self._bar.update(self._task, completed=done, total=expected)
+
+    def advance(self, count: int, more: str = "") -> None:
+        """Count what was done since the last call; ``more`` is said after the rate."""
+        self._done += count
+        now = time.monotonic()
+        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        self._bar.update(self._task, completed=self._done, rate=f"{rate:,.0f}", description=f"encoding{more}")
+        if self._bar.disable and now - self._told >= LINE_EVERY_S:
+            self._told = now
+            of, left = "", ""
+            if self._expected:
+                of = f" of about {self._expected:,}"
+                seconds = round(max(self._expected - self._done, 0) / max(rate, 1e-9))
+                left = f", {datetime.timedelta(seconds=seconds)} left"
+            note(f"{self._done:,}{of} {self._unit}, {rate:,.0f} a second{left}{more}")
+
+
+@contextlib.contextmanager
+def job_progress(unit: str) -> Iterator[JobProgress]:
+    """Show how far a long job is while the block runs."""
+    with progress_bar(unit) as bar:
+        yield JobProgress(bar, unit)
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:

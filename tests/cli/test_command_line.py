@@ -32,6 +32,9 @@ COMMANDS = [
     ("index", "load"),
     ("index", "rollback"),
     ("index", "unload"),
+    ("index", "merge"),
+    ("index", "verify"),
+    ("index", "export"),
     ("import",),
     ("bundle", "info"),
     ("bundle", "verify"),
@@ -116,7 +119,9 @@ def test_records_that_will_not_do_are_one_line_for_index_build(
     tmp_path: Path, tiny_bundle: Path, cognate: Callable
 ) -> None:
     (tmp_path / "data").mkdir()
-    for name, (path, message) in bad_files(tmp_path / "data").items():
+    files = bad_files(tmp_path / "data")
+    files["folder"] = (tmp_path / "data", "is a folder without")
+    for name, (path, message) in files.items():
         if "label" not in name:
             finished = cognate("index", "build", path, "--bundle", tiny_bundle, "--out", tmp_path / "index")
             assert message in finished.check_one_line_error()

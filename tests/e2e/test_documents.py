@@ -1,5 +1,6 @@
 """The documents are true: their commands run, in their order, and the generated page is up to date."""
 
+import itertools
 import os
 import re
 import shutil
@@ -23,6 +24,9 @@ DOCUMENTS = [
     "docs/operate.md",
 ]
 
+TRAINED = 320
+"""Records to train on, all of a label's among them."""
+
 
 def commands(document: str) -> list[str]:
     blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
@@ -31,8 +35,11 @@ def commands(document: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_of_a_document_runs_in_its_order(document: str, tmp_path: Path) -> None:
-    for name in ("train", "queries", "index"):
+    for name in ("queries", "index"):
         shutil.copy(SAMPLE / f"{name}.jsonl", tmp_path)
+    # A part of it: what is tested is that the commands run, not how well they train.
+    with (SAMPLE / "train.jsonl").open() as lines:
+        (tmp_path / "train.jsonl").write_text("".join(itertools.islice(lines, TRAINED)))
     (tmp_path / "pairs.tsv").write_text(
         "question1\tquestion2\tis_duplicate\na\tb\t1\nc\td\t1\ne\tf\t1\na\tc\t0\ng\th\t1\n"
     )

@@ -1,0 +1,373 @@
+"""Calls to a server, from a process of its own that is told what to do on standard input.
+
+Run by ``serving.py`` as ``python load.py TEXTS``, with the texts as a JSON list. Orders and answers are one
+JSON document a line. A closed load has so many callers, each with its next call once the last one is
+answered: it shows what a server can do. An open load has a schedule that is fixed beforehand and waits for
+nobody: each call's time counts from when it was due, so that no queueing is hidden.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHANNELS = 4
+"""Connections of a gRPC load, as several clients would have."""
+
+TOP_K = 10
+NO_DEADLINE = 30.0
+"""Seconds for a call that is given no deadline, so that a load always ends."""
+
+LONG_TEXT_WORDS = 200
+MIXED = (*("encode 1", "search 1") * 4, "encode 8", "search 8", "search 1", "encode long")
+"""What a mixed load asks for, in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that was made.
+
+    Attributes:
+        due: When it was to be made, in seconds from the start of the load.
+        sent: When it was.
+        done: When it ended.
+        outcome: "answered", "refused" (the server has no room), "late" (its deadline passed), or what failed.
+    """
+
+    due: float
+    sent: float
+    done: float
+    outcome: str
+
+
+def schedule(rate: float, seconds: float, seed: int = 0) -> list[float]:
+    """When the calls of an open load are due: at random and independent, as those of many people are.
+
+    Args:
+        rate: Calls a second, in the mean.
+        seconds: From the first to the last.
+        seed: The same gives the same schedule.
+
+    Returns:
+        Seconds from the start, ascending, all less than ``seconds``.
+    """
+    rng = np.random.default_rng(seed)
+    # A Poisson process, given how many of its events there were, has them at uniform times.
+    return sorted(rng.uniform(0, seconds, round(rate * seconds)).tolist())
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50 and p99 of seconds, in milliseconds; None where there are no values."""
+    if not values:
+        return {"p50_ms": None, "p99_ms": None}
+    p50, p99 = np.percentile(values, [50, 99]) * 1e3
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def closed_account(calls: Sequence[Call]) -> dict[str, Any]:
+    """What a closed load shows: answers a second until the last one, and how long they took."""
+    answered = [call for call in calls if call.outcome == "answered"]
+    seconds = max((call.done for call in calls), default=0.0)
+    return {
+        "calls_per_second": len(answered) / seconds if seconds else 0.0,
+        **percentiles([call.done - call.sent for call in answered]),
+        "failed": len(calls) - len(answered),
+    }
+
+
+def open_account(calls: Sequence[Call], seconds: float, deadline: float) -> dict[str, Any]:
+    """What an open load shows.
+
+    Args:
+        calls: All of the schedule.
+        seconds: Of the schedule.
+        deadline: Seconds after which an answer is of no use, less than ``seconds``.
+
+    Returns:
+        goodput: answers within the deadline, a second. Counted while the load was full: not in its first
+        ``deadline`` seconds, in which the queue fills, nor after its end. accepted: calls that were not
+        refused; their p50_ms and p99_ms count from when they were due, and within_deadline is a share of
+        them. refused: the share of all, and refusal_p50_ms and refusal_p99_ms count from when they were sent,
+        since how late the loader was (late_ms, p99) is no doing of the server's.
+    """
+    accepted = [call for call in calls if call.outcome in ("answered", "late")]
+    refused = [call for call in calls if call.outcome == "refused"]
+    good = [call for call in accepted if call.outcome == "answered" and call.done - call.due <= deadline]
+    refusal = percentiles([call.done - call.sent for call in refused])
+    return {
+        "offered_per_second": len(calls) / seconds,
+        "goodput": sum(deadline <= call.done < seconds for call in good) / (seconds - deadline),
+        "accepted": len(accepted),
+        **percentiles([call.done - call.due for call in accepted]),
+        "within_deadline": len(good) / len(accepted) if accepted else None,
+        "refused": len(refused) / len(calls) if calls else 0.0,
+        "refusal_p50_ms": refusal["p50_ms"],
+        "refusal_p99_ms": refusal["p99_ms"],
+        "failed": len(calls) - len(accepted) - len(refused),
+        "late_ms": percentiles([call.sent - call.due for call in calls])["p99_ms"],
+    }
+
+
+def text_at(texts: Sequence[str], position: int) -> str:
+    """A text for each position, hardly ever the same twice, so that no server answers from what it has kept.
+
+    Where the texts are used up, they come again with their words in another order.
+    """
+    turn, index = divmod(position, len(texts))
+    if not turn:
+        return texts[index]
+    words = texts[index].split()
+    turn %= max(1, len(words))
+    return " ".join(words[turn:] + words[:turn])
+
+
+class Target:
+    """A server to call.
+
+    Attributes:
+        used: Texts that were sent so far, from the position that the order named.
+    """
+
+    def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
+        self._address: str = order["address"]
+        self._kind: str = order["call"]
+        self._texts = texts
+        self._first: int = order.get("first", 0)
+        self.used = 0
+
+    def take(self, count: int) -> list[str]:
+        """The next so many texts."""
+        start = self._first + self.used
+        self.used += count
+        return [text_at(self._texts, position) for position in range(start, start + count)]
+
+    async def call(self, number: int, timeout: float) -> str:
+        """Make a call, and tell its outcome."""
+        raise NotImplementedError
+
+    async def encode(self, texts: list[str]) -> Any:
+        """Encode texts, and give the vectors, shape (texts, dimension)."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Hang up."""
+        raise NotImplementedError
+
+
+class GrpcTarget(Target):
+    """A server of the contract, or one that answers empty calls."""
+
+    def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
+        super().__init__(order, texts)
+        import grpc.aio
+
+        from cognate.v1 import embedding_pb2, embedding_pb2_grpc, search_pb2, search_pb2_grpc
+
+        self._grpc, self._embedding, self._search = grpc, embedding_pb2, search_pb2
+        # Else they would share one connection.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        count = min(CHANNELS, order.get("concurrency", CHANNELS))
+        self._channels = [grpc.aio.insecure_channel(self._address, alone) for _ in range(count)]
+        self._encodes = [
+            embedding_pb2_grpc.EmbeddingServiceStub(c).Encode  # type: ignore[no-untyped-call]
+            for c in self._channels
+        ]
+        self._searches = [
+            search_pb2_grpc.SearchServiceStub(c).Search  # type: ignore[no-untyped-call]
+            for c in self._channels
+        ]
+        self._empties: list[Any] = [
+            channel.unary_unary("/benchmark.Empty/Call") for channel in self._channels
+        ]
+
+    async def call(self, number: int, timeout: float) -> str:  # noqa: D102
+        kind = MIXED[number % len(MIXED)] if self._kind == "mixed" else self._kind
+        turn = number % len(self._channels)
+        try:
+            if kind == "empty":
+                await self._empties[turn](b"", timeout=timeout)
+            elif kind == "encode long":
+                texts = [" ".join(" ".join(self.take(40)).split()[:LONG_TEXT_WORDS])]
+                await self._encodes[turn](self._encode_request(texts), timeout=timeout)
+            elif kind.startswith("encode"):
+                request = self._encode_request(self.take(int(kind.split()[1])))
+                await self._encodes[turn](request, timeout=timeout)
+            else:
+                request = self._search_request(self.take(int(kind.split()[1])))
+                await self._searches[turn](request, timeout=timeout)
+        except self._grpc.aio.AioRpcError as error:
+            outcomes = {
+                self._grpc.StatusCode.RESOURCE_EXHAUSTED: "refused",
+                self._grpc.StatusCode.DEADLINE_EXCEEDED: "late",
+            }
+            return outcomes.get(error.code(), f"{error.code().name}: {error.details()}")
+        return "answered"
+
+    async def encode(self, texts: list[str]) -> Any:  # noqa: D102
+        answer = await self._encodes[0](self._encode_request(texts))
+        return np.array([np.frombuffer(each.packed, "<f4") for each in answer.embeddings])
+
+    async def close(self) -> None:  # noqa: D102
+        for channel in self._channels:
+            await channel.close()
+
+    def _encode_request(self, texts: list[str]) -> Any:
+        return self._embedding.EncodeRequest(
+            texts=texts, format=self._embedding.EmbeddingFormat.EMBEDDING_FORMAT_PACKED
+        )
+
+    def _search_request(self, texts: list[str]) -> Any:
+        queries = [self._search.Query(text=text) for text in texts]
+        return self._search.SearchRequest(queries=queries, top_k=TOP_K)
+
+
+class HttpTarget(Target):
+    """A server with OpenAI's embeddings call, which Infinity has."""
+
+    def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
+        super().__init__(order, texts)
+        import aiohttp
+
+        self._aiohttp = aiohttp
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._model: str = order["model"]
+
+    async def call(self, number: int, timeout: float) -> str:  # noqa: D102
+        try:
+            async with asyncio.timeout(timeout):
+                status, answer = await self._post(self.take(int(self._kind.split()[1])))
+        except TimeoutError:
+            return "late"
+        except self._aiohttp.ClientError as error:
+            return type(error).__name__
+        return {200: "answered", 429: "refused"}.get(status, f"{status}: {answer}")
+
+    async def encode(self, texts: list[str]) -> Any:  # noqa: D102
+        _, answer = await self._post(texts)
+        return np.array(
+            [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in answer["data"]]
+        )
+
+    async def close(self) -> None:  # noqa: D102
+        await self._session.close()
+
+    async def _post(self, texts: list[str]) -> tuple[int, Any]:
+        # base64 is Infinity's quickest form.
+        document = {"model": self._model, "input": texts, "encoding_format": "base64"}
+        async with self._session.post(f"http://{self._address}/embeddings", json=document) as response:
+            return response.status, json.loads(await response.read())
+
+
+Make = Callable[[int, float], Awaitable[str]]
+"""Makes a call of this number within so many seconds, and gives its outcome."""
+
+
+async def closed_load(call: Make, concurrency: int, seconds: float, calls: int | None) -> list[Call]:
+    """Keep so many calls under way, until the seconds or the calls are over."""
+    made: list[Call] = []
+    numbers: Iterator[int] = iter(range(calls if calls is not None else sys.maxsize))
+    started = time.perf_counter()
+
+    async def caller() -> None:
+        while (sent := time.perf_counter() - started) < seconds:
+            number = next(numbers, None)
+            if number is None:
+                return
+            outcome = await call(number, NO_DEADLINE)
+            made.append(Call(sent, sent, time.perf_counter() - started, outcome))
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return made
+
+
+async def open_load(call: Make, dues: Sequence[float], deadline: float) -> list[Call]:
+    """Make each call when it is due, whatever became of those before it."""
+    made: list[Call] = []
+    started = time.perf_counter()
+
+    async def one(number: int, due: float) -> None:
+        sent = time.perf_counter() - started
+        left = due + deadline - sent
+        outcome = await call(number, left) if left > 0 else "late"
+        made.append(Call(due, sent, time.perf_counter() - started, outcome))
+
+    under_way = set()
+    for number, due in enumerate(dues):
+        if (wait := due - (time.perf_counter() - started)) > 0:
+            await asyncio.sleep(wait)
+        task = asyncio.create_task(one(number, due))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    while under_way:
+        await asyncio.wait(under_way)
+    return made
+
+
+async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Do what an order says.
+
+    Args:
+        order: address, process (whose time on the cores is counted), protocol ("grpc" or "http"), model (for
+            http), call ("encode N", "search N", "empty" or "mixed"), first (position of the first text); then
+            vectors_of (texts), or rate, seconds, deadline and seed of an open load, or concurrency, seconds
+            and perhaps calls of a closed one.
+        texts: To send.
+    """
+    target = (HttpTarget if order.get("protocol") == "http" else GrpcTarget)(order, texts)
+    try:
+        if "vectors_of" in order:
+            return {"vectors": (await target.encode(order["vectors_of"])).tolist()}
+        # So that connecting, and what a server does first of all, is not counted.
+        concurrency = order.get("concurrency", CHANNELS)
+        await closed_load(target.call, concurrency, NO_DEADLINE, 2 * concurrency)
+        dues = schedule(order["rate"], order["seconds"], order["seed"]) if "rate" in order else []
+        server, own = core_seconds(order["process"]), time.process_time()
+        if "rate" in order:
+            calls = await open_load(target.call, dues, order["deadline"])
+        else:
+            calls = await closed_load(target.call, concurrency, order["seconds"], order.get("calls"))
+        return {
+            "calls": [(call.due, call.sent, call.done, call.outcome) for call in calls],
+            "server_core_seconds": core_seconds(order["process"]) - server,
+            "loader_core_seconds": time.process_time() - own,
+            "used": target.used,
+        }
+    finally:
+        await target.close()
+
+
+def core_seconds(process: int) -> float:
+    """Time that a process and those it started have had on the cores."""
+    import psutil
+
+    top = psutil.Process(process)
+    total = 0.0
+    for each in [top, *top.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+async def main() -> None:
+    """Obey until the input ends."""
+    # Whatever a library prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    texts = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps({"ready": time.time()}), file=answers, flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(await obey(json.loads(line), texts)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,56 @@
+"""Whether an index holds the vectors that a bundle gives its texts."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cognate.encoder import Device, Encoder
+from cognate.index import Index
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How near the vectors of an index are to those of its texts, encoded again.
+
+    Attributes:
+        samples: How many records were looked at.
+        min_cosine: The smallest cosine between a record's two vectors; 1.0 where the index is empty.
+        mean_cosine: Their mean.
+        worst_id: The id of the record with the smallest one; None where the index is empty.
+    """
+
+    samples: int
+    min_cosine: float
+    mean_cosine: float
+    worst_id: str | None
+
+
+def verify(
+    index: str | Path, bundle: str | Path, *, samples: int = 1000, device: Device = "auto"
+) -> Verified:
+    """Check every file of an index, and encode samples of its records again.
+
+    Args:
+        index: The index's folder.
+        bundle: The bundle that it was built with.
+        samples: How many records, spread evenly over the index; all, where it has fewer.
+        device: Where to encode.
+
+    Raises:
+        ArtifactError: The index or the bundle is missing or damaged.
+        FingerprintError: The index was built with another bundle.
+    """
+    encoder = Encoder(bundle, device=device, bulk=True)
+    with closing(Index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
+        rows = np.unique(
+            np.linspace(0, opened.count - 1, min(samples, opened.count)).astype(np.int64)
+        ).tolist()
+        if not rows:
+            return Verified(0, 1.0, 1.0, None)
+        records = opened.records(rows)
+        again = encoder.encode([record.text for record in records])
+        cosines = (opened.vectors(rows) * again).sum(axis=1)
+        worst = int(np.argmin(cosines))
+        return Verified(len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id)
