@@ -88,14 +88,14 @@ def evaluate(
         raise CognateError(f"k is {k}; it must be at least 1")
     if not queries or not index:
         raise CognateError("there is nothing to evaluate: both queries and index need at least one record")
-    own_rows = _own_rows(queries, index)
+    own = own_rows(queries, index)
     relevant_of = _count_labels(index)
     relevant = np.array(
         [
             0
             if query.label is None
-            else relevant_of.get(query.label, 0) - (own >= 0 and index[int(own)].label == query.label)
-            for query, own in zip(queries, own_rows, strict=True)
+            else relevant_of.get(query.label, 0) - (own_row >= 0 and index[int(own_row)].label == query.label)
+            for query, own_row in zip(queries, own, strict=True)
         ],
         np.int64,
     )
@@ -106,7 +106,7 @@ def evaluate(
     vectors = encoder.encode([record.text for record in index], "passage")
     # One hit more than asked for, in case one of them is the query itself.
     scores, rows = exact_top_k(query_vectors, vectors, k + 1)
-    scores, rows = _without_own(scores, rows, own_rows[kept], min(k, len(index)))
+    scores, rows = _without_own(scores, rows, own[kept], min(k, len(index)))
     label_ids = {label: number for number, label in enumerate(relevant_of)}
     index_labels = np.array([-1 if r.label is None else label_ids[r.label] for r in index])
     query_labels = np.array([label_ids[queries[int(row)].label or ""] for row in kept])
@@ -151,7 +151,7 @@ def _count_labels(index: Sequence[Record]) -> dict[str, int]:
     return counts
 
 
-def _own_rows(queries: Sequence[Record], index: Sequence[Record]) -> NDArray[np.int64]:
+def own_rows(queries: Sequence[Record], index: Sequence[Record]) -> NDArray[np.int64]:
     """The row of each query in the index, -1 where it is not one of its records."""
     by_object = {id(record): row for row, record in enumerate(index)}
     by_id = {(record.id, record.text): row for row, record in enumerate(index) if record.id is not None}

@@ -2,7 +2,7 @@
 
 A run's folder holds ``config.json`` (what was asked for), ``state.json``, ``log``, ``metrics.jsonl`` (a line
 for each step and each evaluation, as they come), ``examples.jsonl`` (hits of a few queries), ``checkpoints``
-(what resuming needs) and, at the end, ``checkpoint``.
+(what resuming needs) and, at the end, ``checkpoint`` and ``report.html``.
 """
 
 import contextlib
@@ -33,6 +33,8 @@ METRICS = "metrics.jsonl"
 EXAMPLES = "examples.jsonl"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = "checkpoint"
+EVALUATIONS = "evaluations"
+REPORT = "report.html"
 STOP = "stop"
 
 POLL_SECONDS = 0.2
@@ -113,6 +115,10 @@ class RunFolder:
         """The folder of the checkpoint that the run made; None before it has."""
         made = Path(self.config().get("out") or self.folder / CHECKPOINT)
         return made if self.status().state == "finished" and made.is_dir() else None
+
+    def evaluation_file(self, epoch: int) -> Path:
+        """Where what was found for each query after an epoch lies; 0 is before training."""
+        return self.folder / EVALUATIONS / f"epoch-{epoch}.safetensors"
 
     def logs(self) -> str:
         """All that the run has logged."""
@@ -234,6 +240,18 @@ class RunFolder:
     def add_examples(self, lines: list[dict[str, object]]) -> None:
         """Append lines to the examples."""
         _append(self.folder / EXAMPLES, lines)
+
+    def write_report(self, page: str) -> Path:
+        """Put a page in the report's place.
+
+        Raises:
+            CognateError: It cannot be written.
+        """
+        try:
+            _write_whole(self.folder / REPORT, page)
+        except OSError as error:
+            raise CognateError(f"{self.folder / REPORT} cannot be written: {error.strerror}") from error
+        return self.folder / REPORT
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop lines of the metrics and the examples: those that a resumed run will measure again."""

@@ -1,6 +1,7 @@
 """Evaluations on disk, so that a resumed run and its report have those from before."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import safe_open
@@ -8,13 +9,15 @@ from safetensors.numpy import save_file
 
 from cognate.evaluation import Evaluation
 from cognate.metrics import METRICS
+from trainer.similarities import Similarities
 
 ARRAYS = ("query_rows", "rows", "scores")
 
 
-def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+def save_evaluation(evaluation: Evaluation, similarities: Similarities, path: Path) -> None:
     """Write an evaluation, with what it found for each query, to a safetensors file."""
     arrays = {name: getattr(evaluation, name) for name in ARRAYS} | evaluation.per_query
+    arrays |= asdict(similarities)
     save_file(arrays, path, metadata={"evaluation": json.dumps(evaluation.as_json())})
 
 
@@ -32,3 +35,9 @@ def load_evaluation(path: Path) -> Evaluation:
         per_query={name: arrays[name] for name in METRICS},
         **{name: arrays[name] for name in ARRAYS},
     )
+
+
+def load_similarities(path: Path) -> Similarities:
+    """Read the similarities that ``save_evaluation`` wrote beside an evaluation."""
+    with safe_open(path, framework="numpy") as file:
+        return Similarities(file.get_tensor("positives"), file.get_tensor("negatives"))

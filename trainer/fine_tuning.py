@@ -25,8 +25,10 @@ from trainer.evaluations import load_evaluation, save_evaluation
 from trainer.job import Job, make_job
 from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
+from trainer.report import write_report
 from trainer.shaping import merge_low_rank, shape
-from trainer.starting import new_run, resumable_job
+from trainer.similarities import RememberingEncoder, similarities
+from trainer.starting import new_run, resumable_job, written_job
 from trainer.steps import Progress, Session, train
 from trainer.training_state import TrainingStates, load_state
 
@@ -146,6 +148,19 @@ def resume(
         return _Fitting(job, read_data(job), folder, on_progress, on_evaluation).run()
 
 
+def join(name: str, *, runs_dir: str | Path | None = None) -> None:
+    """Take part in a run as one of several processes, not the first: train, measure and write nothing.
+
+    Raises:
+        CognateError: There is no such run, or training ended early.
+    """
+    folder = get_run(name, runs_dir)
+    job = written_job(folder)
+    # What there is to say, the first process says.
+    log.setLevel(logging.CRITICAL)
+    _Fitting(job, read_data(job), folder, None, None).join()
+
+
 @contextlib.contextmanager
 def _running(folder: RunFolder) -> Iterator[None]:
     """Be the run's process, and write what is logged to its log."""
@@ -209,24 +224,14 @@ class _Fitting:
             self._restore(None if resumed is None else resumed[1]["position"])
         if resumed is None:
             self._evaluate()
-        shape(self.encoder.model, settings)
-        average = WeightAverage(
-            self.encoder.model, pretrained_weight=settings.pretrained_weight, ema=settings.ema
-        )
         with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
-            self.epoch = train(
-                self.encoder.model,
-                self.data,
-                settings,
-                Session(
-                    on_progress=self._tell_progress,
-                    on_epoch=self._evaluate,
-                    average=average,
-                    scratch=states.folder if states else Path(scratch),
-                    stop_asked=self.folder.stop_asked if self.folder else lambda: False,
-                    states=states,
-                    resumed=resumed,
-                ),
+            self.epoch = self._train(
+                on_progress=self._tell_progress,
+                on_epoch=self._evaluate,
+                scratch=states.folder if states else Path(scratch),
+                stop_asked=self.folder.stop_asked if self.folder else lambda: False,
+                states=states,
+                resumed=resumed,
             )
         merge_low_rank(self.encoder.model)
         self._publish(started)
@@ -237,12 +242,41 @@ class _Fitting:
             epoch=self.epoch,
         )
 
+    def join(self) -> None:
+        """Train, and leave everything else to the first process."""
+        assert self.folder is not None  # noqa: S101
+        settings = self.job.options
+        set_seed(settings.seed)
+        self.encoder = load_encoder(self.job.model)
+        states = TrainingStates(self.folder.folder / CHECKPOINTS, settings.checkpoints_kept)
+        last = states.last()
+        self._train(
+            on_progress=lambda progress: None,
+            on_epoch=dict,
+            scratch=states.folder,
+            stop_asked=lambda: False,
+            states=states,
+            resumed=None if last is None else (last, load_state(last)),
+        )
+
+    def _train(self, **session: Any) -> int:
+        settings, model = self.job.options, self.encoder.model
+        shape(model, settings)
+        average = WeightAverage(model, pretrained_weight=settings.pretrained_weight, ema=settings.ema)
+        return train(model, self.data, settings, Session(average=average, **session))
+
     def _publish(self, started: float) -> None:
         with publishing(self.out, CheckpointManifest.KIND, force=self.job.force) as partial:
             self.encoder.model.save(str(partial), create_model_card=False)
             training = self._training(time.monotonic() - started)
             (partial / TRAINING).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
             CheckpointManifest.write(partial, model=self.job.model)
+        if self.folder is None:
+            return
+        try:
+            write_report(self.folder, self.job, self.data, training)
+        except CognateError as error:
+            log.warning("there is no report, for %s; the checkpoint is whole", error)
 
     def _training(self, seconds: float) -> dict[str, object]:
         """What training.json says."""
@@ -282,26 +316,26 @@ class _Fitting:
     def _evaluate(self) -> dict[str, float]:
         if self.data.searched is None:
             return {}
-        evaluation = evaluate(self.encoder, *self.data.searched, k=self.job.options.k)
+        queries, index = self.data.searched
+        encoder = RememberingEncoder(self.encoder)
+        evaluation = evaluate(encoder, queries, index, k=self.job.options.k)
         epoch = len(self.evaluations)
         self.evaluations.append(evaluation)
         log.info("after epoch %d: average_precision %.4f", epoch, evaluation.metrics["average_precision"])
         if self.folder:
             step = self.losses[-1].step if self.losses else 0
-            save_evaluation(evaluation, self._evaluation_file(epoch))
-            self.folder.add_examples(_examples(*self.data.searched, evaluation, epoch))
+            evaluated = [queries[row] for row in evaluation.query_rows]
+            found = similarities(evaluated, index, encoder.vectors["query"], encoder.vectors["passage"])
+            path = self.folder.evaluation_file(epoch)
+            path.parent.mkdir(exist_ok=True)
+            save_evaluation(evaluation, found, path)
+            self.folder.add_examples(_examples(queries, index, evaluation, epoch))
             self.folder.add_metrics(
                 {"kind": "evaluation", "epoch": epoch, "step": step, **evaluation.as_json()}
             )
         if self.on_evaluation:
             self.on_evaluation(epoch, evaluation)
         return evaluation.metrics
-
-    def _evaluation_file(self, epoch: int) -> Path:
-        assert self.folder is not None  # noqa: S101
-        folder = self.folder.folder / "evaluations"
-        folder.mkdir(exist_ok=True)
-        return folder / f"epoch-{epoch}.safetensors"
 
     def _restore(self, position: dict[str, int] | None) -> None:
         """Take up what was measured up to a training state, and drop what was measured after it."""
@@ -317,7 +351,7 @@ class _Fitting:
             if line["kind"] == "step":
                 self.losses.append(Progress(line["step"], line["steps"], line["epoch"], line["loss"]))
             else:
-                self.evaluations.append(load_evaluation(self._evaluation_file(line["epoch"])))
+                self.evaluations.append(load_evaluation(self.folder.evaluation_file(line["epoch"])))
         if position:
             log.info("going on after step %d", step)
 

@@ -99,7 +99,7 @@ def make_job(
 def _for_tuples(options: TrainingOptions, kind: Kind) -> TrainingOptions:
     """The options, where there are no labels: a sentence-transformers loss, and nothing is mined."""
     asked = options.model_fields_set
-    for name in ("val_split", "memory"):
+    for name in ("val_split", "memory", "mine_negatives"):
         if getattr(options, name):
             raise CognateError(f"{name} needs labels, and the data has {kind}; leave it out")
     if "miner" in asked and options.miner != "none":

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer import losses as tuple_losses
 from torch import Tensor, nn
 
 from cognate.errors import CognateError
+from trainer.gathering import gathered
 from trainer.kinds import Kind
 from trainer.options import Option
 
@@ -37,7 +38,7 @@ class NotFiniteError(CognateError):
 
 
 class MetricLoss(nn.Module):
-    """Embeds a batch, mines it, and gives its loss.
+    """Embeds a batch, mines it, and gives its loss; of several processes, the batches together.
 
     The batch goes through the model in micro-batches of texts of like lengths, whose embeddings are
     joined before the miner and the loss see them: the mathematics is that of one batch, with less padding.
@@ -101,7 +102,7 @@ class MetricLoss(nn.Module):
         Raises:
             NotFiniteError: It is not finite.
         """
-        embeddings = self.embed(features[0])
+        embeddings, labels = gathered(self.embed(features[0]), labels)
         sizes = self.dimensions or [embeddings.shape[1]]
         loss = torch.stack([self._loss(embeddings[:, :size], labels) for size in sizes]).mean()
         if not torch.isfinite(loss):

@@ -52,6 +52,10 @@ class TrainingOptions(pydantic.BaseModel):
             learning", 2022.
         memory: Embeddings of batches before that are mined as well, the newest; 0: none. Source: Wang et
             al., "Cross-batch memory for embedding learning", 2020.
+        mine_negatives: Whether, after each epoch, the labels that the model takes for one another are found
+            in an index of all records, and share the batches of the next.
+        negative_margin: By which share of the positives' cosine a record of another label must be less
+            similar for that; what is nearer is left alone, since it may mean the same.
         ema: How much of their moving average the weights keep at each step, such as 0.999; the average is
             what is evaluated and kept. 0: there is none.
         lora: Rank of low-rank weights that are trained in place of the linear layers', and merged into them
@@ -59,6 +63,8 @@ class TrainingOptions(pydantic.BaseModel):
         lora_alpha: By how much they count, over their rank. None: twice the rank.
         precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
             processor or GPU that has it.
+        gradient_checkpointing: Whether what each layer gave is computed again for the gradients, not kept:
+            less memory, a third more time.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
         pretrained_weight: The share of the weights before training in the final ones, at most 1. A little
             keeps what the model knew and the training data does not show; 0 keeps none. Source: Wortsman
@@ -106,10 +112,13 @@ class TrainingOptions(pydantic.BaseModel):
     prompts: dict[Literal["query", "passage"], str] | None = None
     matryoshka: list[pydantic.PositiveInt] = []
     memory: int = pydantic.Field(0, ge=0)
+    mine_negatives: bool = False
+    negative_margin: float = pydantic.Field(0.05, ge=0, lt=1)
     ema: float = pydantic.Field(0.0, ge=0, lt=1)
     lora: int = pydantic.Field(0, ge=0)
     lora_alpha: int | None = pydantic.Field(None, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
     pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)

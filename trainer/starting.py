@@ -28,6 +28,7 @@ def start(
     queries: str | Path | None = None,
     index: str | Path | None = None,
     force: bool = False,
+    processes: int = 1,
     **options: Any,
 ) -> RunFolder:
     """Start a run in a process of its own, and return at once.
@@ -41,6 +42,7 @@ def start(
         queries: As ``fit``.
         index: As ``fit``.
         force: Whether a run, or checkpoint, that is there is replaced.
+        processes: How many share every batch, on a GPU each where there are some.
         options: Fields of ``TrainingOptions``.
 
     Returns:
@@ -53,11 +55,13 @@ def start(
     settings = TrainingOptions(**options)
     job = make_job(model, train_data, queries=queries, index=index, out=out, force=force, options=settings)
     folder, _ = new_run(job, run, runs_dir)
-    start_process(folder)
+    start_process(folder, processes)
     return folder
 
 
-def restart(name: str, runs_dir: str | Path | None = None, expected: Job | None = None) -> RunFolder:
+def restart(
+    name: str, runs_dir: str | Path | None = None, expected: Job | None = None, *, processes: int = 1
+) -> RunFolder:
     """Go on with a run in a process of its own, and return at once.
 
     Raises:
@@ -65,7 +69,7 @@ def restart(name: str, runs_dir: str | Path | None = None, expected: Job | None 
     """
     folder = get_run(name, runs_dir)
     resumable_job(folder, expected)
-    start_process(folder)
+    start_process(folder, processes)
     return folder
 
 
@@ -137,13 +141,15 @@ def resumable_job(folder: RunFolder, expected: Job | None) -> Job:
     return job
 
 
-def start_process(folder: RunFolder) -> None:
-    """Run what a run's folder says in a new process, whose output goes to the run's log."""
+def start_process(folder: RunFolder, processes: int = 1) -> None:
+    """Run what a run's folder says in a new process, or several, whose output goes to the run's log."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = several if processes > 1 else []
     with (folder.folder / LOG).open("ab") as log:
 
         def start() -> int:
             return subprocess.Popen(
-                [sys.executable, "-m", "trainer", str(folder.folder)],
+                [sys.executable, *launcher, "-m", "trainer", str(folder.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from torch import distributed
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -22,11 +25,18 @@ from cognate.runs import RunStoppedError
 from trainer.averaging import WeightAverage
 from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches
 from trainer.data import TrainingData
+from trainer.encoder import TorchEncoder
+from trainer.hard_negatives import confusable_labels, no_neighbours
 from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
 from trainer.monitoring import Monitor
 from trainer.optimization import make_optimizer
 from trainer.options import TrainingOptions
+from trainer.processes import agreed_flag, agreed_metrics, agreed_table, is_first, share
 from trainer.training_state import TrainingStates, random_state, set_random_state
+
+MODEL = "model."
+PATIENCE_SECONDS = 6 * 3600
+"""How long processes wait for the first one, which evaluates and saves."""
 
 TUPLE_COLUMNS = ("anchor", "positive", "negative")
 
@@ -87,7 +97,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
     loss, dataset, sampler = (_of_tuples if data.tuples else _of_labels)(model, data, settings)
-    watcher = _Watcher(settings, session, loss)
+    watcher = _Watcher(settings, session, loss, data, sampler)
     with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -101,14 +111,25 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             gradient_accumulation_steps=settings.gradient_accumulation,
             max_grad_norm=settings.max_gradient_norm,
             prompts=_prompts(settings, data),
+            gradient_checkpointing=settings.gradient_checkpointing,
+            # The other kind loses the gradients of a frozen embedding's layers.
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             seed=settings.seed,
             save_strategy="no",
             report_to="none",
             logging_steps=1,
             disable_tqdm=True,
+            # A batch goes through the model in parts, and none may write to what another has saved.
+            ddp_broadcast_buffers=False,
+            # Else accelerate looks for GPUs alone, and leaves each process to itself.
+            use_cpu=distributed.is_torchelastic_launched() and model.device.type == "cpu",
+            ddp_timeout=PATIENCE_SECONDS,
             dataloader_pin_memory=model.device.type == "cuda",
             batch_sampler=lambda dataset, **_: sampler,
         )
+        sampler.share = share()
+        if data.tuples and sampler.share[1] > 1:
+            raise CognateError("several processes train on labelled records only; use one, or give labels")
         trainer = _Trainer(
             model=model,
             args=arguments,
@@ -141,6 +162,8 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             f"{trainer.state.max_steps}; cognate train --resume goes on with it"
         )
     best = watcher.monitor.best_epoch
+    if not is_first():
+        return watcher.epochs
     if settings.keep_best and best is not None:
         model.load_state_dict(load_file(_best(session.scratch, best)))
         return best
@@ -252,18 +275,34 @@ class _Trainer(SentenceTransformerTrainer):
             return
         self.train(resume_from_checkpoint=None if state is None else str(state))
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Give every process its part of each batch, where accelerate would give it whole ones."""
+        if self.watcher.sampler.share[1] == 1:
+            return super().get_train_dataloader()
+        loader: DataLoader[Any] = prepare_data_loader(
+            self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train"),
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+        )
+        return loader
+
     def _save_checkpoint(self, model: object, trial: object) -> None:
+        if not is_first():
+            return
         # The watcher asks for it only where there is a place, and then all of these are there.
         assert self.states and self.optimizer and self.lr_scheduler  # noqa: S101, PT018
         self.states.save(
             self.state.global_step,
             {
                 "position": self.watcher.position(self.state),
-                "loss": self.loss.state_dict(),  # type: ignore[attr-defined]
+                "loss": _unwrapped(self.loss.state_dict()),  # type: ignore[attr-defined]
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
                 "random": random_state(),
                 "average": self.watcher.session.average.state_dict(),
+                "neighbours": self.watcher.neighbours(),
             },
             {TRAINER_STATE_NAME: _as_json(self.state)},
         )
@@ -273,6 +312,7 @@ class _Trainer(SentenceTransformerTrainer):
         assert self.resumed is not None  # noqa: S101
         self.loss.load_state_dict(self.resumed["loss"])  # type: ignore[attr-defined]
         self.watcher.session.average.load_state_dict(self.resumed["average"])
+        self.watcher.set_neighbours(self.resumed.get("neighbours"))
         self.watcher.take_up(self.resumed["position"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -295,6 +335,14 @@ class _Trainer(SentenceTransformerTrainer):
         return math.ceil(self.state.max_steps / self.args.num_train_epochs)
 
 
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights by the names that they have where there is one process."""
+    wrapped = f"{MODEL}module."
+    return {
+        name.replace(wrapped, MODEL, 1) if name.startswith(wrapped) else name: v for name, v in state.items()
+    }
+
+
 def _as_json(state: TrainerState) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / TRAINER_STATE_NAME
@@ -312,8 +360,19 @@ class _Watcher(TrainerCallback):
         stopping: Whether it was asked to stop, and does.
     """
 
-    def __init__(self, settings: TrainingOptions, session: Session, loss: Loss) -> None:
+    def __init__(
+        self,
+        settings: TrainingOptions,
+        session: Session,
+        loss: Loss,
+        data: TrainingData,
+        sampler: SeededBatchSampler,
+    ) -> None:
         self.loss = loss
+        # With several processes the loss is given another, which wraps it.
+        self.model = loss.model
+        self.data = data
+        self.sampler = sampler
         self.monitor = Monitor(settings)
         self.losses: list[float] = []
         self.settings = settings
@@ -390,7 +449,7 @@ class _Watcher(TrainerCallback):
         every = self.settings.checkpoint_steps
         if self.session.states and every and state.global_step % every == 0:
             control.should_save = True
-        if self.session.stop_asked():
+        if agreed_flag(self.session.stop_asked()):
             self._stop(control)
 
     def on_epoch_end(
@@ -402,9 +461,12 @@ class _Watcher(TrainerCallback):
         self.in_epoch = self.batches = 0
         self._warn_of_nothing_mined()
         with self.session.average.applied():
-            values = {**self.session.on_epoch(), "loss": sum(self.losses) / max(1, len(self.losses))}
+            values = {
+                **agreed_metrics(self.session.on_epoch()),
+                "loss": sum(self.losses) / max(1, len(self.losses)),
+            }
             better = self.settings.monitored and self.monitor.update(self.epochs, values)
-            if better and self.settings.keep_best:
+            if better and self.settings.keep_best and is_first():
                 self._save_best()
         self.losses = []
         if self.monitor.gives_up:
@@ -413,13 +475,43 @@ class _Watcher(TrainerCallback):
         self.finished = self.epochs >= self.settings.epochs or control.should_training_stop
         if self.session.states and (self.finished or self.epochs % self.settings.checkpoint_epochs == 0):
             control.should_save = True
-        if not self.finished and self.session.stop_asked():
-            self._stop(control)
+        if not self.finished:
+            self._mine_negatives()
+            if agreed_flag(self.session.stop_asked()):
+                self._stop(control)
+
+    def _mine_negatives(self) -> None:
+        if not self.settings.mine_negatives or not isinstance(self.sampler, ClassBalancedBatchSampler):
+            return
+        found = no_neighbours(self.sampler.labels)
+        if is_first():
+            vectors = TorchEncoder(self.model).encode([record.text for record in self.data.records])
+            found = confusable_labels(vectors, self.sampler.labels, margin=self.settings.negative_margin)
+        self.sampler.neighbours = found = agreed_table(found)
+        confused = int((found[:, 0] >= 0).sum())
+        log.info("hard negatives: %d of %d labels have some", confused, len(found))
+        if not confused:
+            log.warning(
+                "no hard negatives were found after epoch %d: the nearest records of other labels are within "
+                "negative_margin (%g) of the positives, or far away",
+                self.epochs,
+                self.settings.negative_margin,
+            )
+
+    def neighbours(self) -> torch.Tensor | None:
+        """The labels that share batches, to be saved; None where any do."""
+        found = getattr(self.sampler, "neighbours", None)
+        return None if found is None else torch.from_numpy(found)
+
+    def set_neighbours(self, saved: torch.Tensor | None) -> None:
+        """Take up what was saved."""
+        if saved is not None and isinstance(self.sampler, ClassBalancedBatchSampler):
+            self.sampler.neighbours = saved.numpy()
 
     def _save_best(self) -> None:
         path = _best(self.session.scratch, self.epochs)
         try:
-            weights = {name: value.cpu().clone() for name, value in self.loss.model.state_dict().items()}
+            weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
             save_file(weights, path)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from cognate.cli import (
     import_,
     index,
     keys,
+    models,
     runs,
     search,
     serve,
@@ -45,6 +46,7 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("runs")(runs.runs)
+app.command("models")(models.models)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bundle.app, name="bundle")

@@ -1,5 +1,7 @@
-"""``cognate data pairs`` and ``cognate data check``."""
+"""``cognate data pairs``, ``cognate data check`` and ``cognate data synthesize``."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +9,11 @@ import typer
 from rich.table import Table
 
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
-from cognate.cli.terminal import note, out, print_json
+from cognate.cli.terminal import needs, note, out, print_json, progress_bar
 from cognate.data_check import ROLES, Role, check_data, role_of
+from cognate.errors import CognateError
 from cognate.pairs import write_dataset
+from cognate.records import read_records
 
 app = typer.Typer(help="Make record files, and find what is wrong with them.", no_args_is_help=True)
 
@@ -115,6 +119,70 @@ def check(
     if not report.findings:
         out.print("nothing to object to")
     raise typer.Exit(int(failed))
+
+
+@app.command()
+def synthesize(
+    queries: Annotated[Path, typer.Argument(help="Records to ask; they need no labels.")],
+    corpus: Annotated[Path, typer.Argument(help="Records to search; they need no labels.")],
+    destination: Annotated[Path, typer.Option("--out", help="The JSON Lines file of the triplets.")],
+    cross_encoder: Annotated[str, typer.Option(help="What scores the candidates: a folder, or a hub id.")],
+    model: Annotated[str, typer.Option(help="What finds them; as for train.")] = "minilm",
+    candidates: Annotated[int, typer.Option(min=2, help="Nearest records that are scored.")] = 50,
+    negatives: Annotated[int, typer.Option(min=1, help="Triplets of a query, at most.")] = 4,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Of a positive, at least; scores are from 0 to 1.")
+    ] = 0.5,
+    margin: Annotated[float, typer.Option(min=0, max=1, help="By how much less a negative must have.")] = 0.3,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make triplets to train on from queries and records without labels.
+
+    The model finds the records nearest to each query; the cross-encoder scores them. The best is the
+    positive; the nearest ones that score less by the margin are negatives.
+
+    Example: cognate data synthesize queries.jsonl corpus.jsonl --cross-encoder reranker/ --out triplets.jsonl
+    """
+    if destination.exists() and not force:
+        raise CognateError(f"{destination} exists; give another file, or --force to replace it")
+    asked, searched = list(read_records(queries)), list(read_records(corpus))
+    with needs("train"):
+        from trainer.encoder import load_encoder
+        from trainer.synthesis import load_cross_encoder, synthesize
+    note("loading the libraries and the models …")
+    found = synthesize(
+        asked,
+        searched,
+        load_encoder(model),
+        load_cross_encoder(cross_encoder),
+        candidates=candidates,
+        negatives=negatives,
+        min_score=min_score,
+        margin=margin,
+    )
+    partial = destination.with_name(f".{destination.name}.partial")
+    written = used = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file, progress_bar("queries") as bar:
+            task = bar.add_task("scoring", total=len(asked), rate="")
+            for triplets in found:
+                lines = [json.dumps(asdict(triplet), ensure_ascii=False) + "\n" for triplet in triplets]
+                file.writelines(lines)
+                written, used = written + len(lines), used + bool(lines)
+                bar.update(task, advance=1, rate=f"{bar.tasks[task].speed or 0:.1f}")
+        if not written:
+            raise CognateError(
+                "no query has both a positive and a negative; try a smaller --min-score or --margin, or more "
+                "--candidates"
+            )
+        partial.replace(destination)
+    finally:
+        partial.unlink(missing_ok=True)
+    if as_json:
+        print_json({"path": str(destination), "triplets": written, "queries": len(asked), "used": used})
+        return
+    out.print(f"{destination}: {written:,} triplets of {used:,} of {len(asked):,} queries")
 
 
 def _with_role(file: str) -> tuple[str, Role | None]:

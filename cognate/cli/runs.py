@@ -18,6 +18,9 @@ def runs(
     examples: Annotated[
         bool, typer.Option("--examples", help="A few queries, with their hits before and after.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write its report.html again, and say where it is.")
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop it after its step; --resume goes on.")] = False,
     runs_dir: Annotated[
         Path | None, typer.Option(envvar=RUNS_DIR, help="Where runs live. [default: runs]")
@@ -28,10 +31,10 @@ def runs(
 
     Example: cognate runs first --follow
     """
-    asked = [follow, logs, metrics, examples, stop].count(True)
+    asked = [follow, logs, metrics, examples, report, stop].count(True)
     if asked > 1 or (asked and name is None):
         raise typer.BadParameter(
-            "give the name of a run, and one of --follow, --logs, --metrics, --examples, --stop"
+            "give the name of a run, and one of --follow, --logs, --metrics, --examples, --report, --stop"
         )
     with needs("train"):
         import psutil  # noqa: F401 - Tells whether a run's process is there.
@@ -50,6 +53,14 @@ def runs(
             print_json(measured)
     elif examples:
         _examples(run, as_json)
+    elif report:
+        with needs("train"):
+            from trainer.report import rewrite_report
+        path = rewrite_report(run)
+        if as_json:
+            print_json({"report": str(path)})
+        else:
+            out.print(str(path))
     else:
         if stop:
             note(f"{name} ends after the step that it is at …")

@@ -23,6 +23,7 @@ FLAGS = (
     "warmup_ratio",
     "loss",
     "miner",
+    "mine_negatives",
     "precision",
     "pretrained_weight",
     "max_length",
@@ -46,6 +47,9 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; needs --run or --resume.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share every batch, on a GPU each; needs --detach.")
+    ] = 1,
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a run from its last training state.")
     ] = None,
@@ -80,6 +84,12 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=VALUE of the miner. [default: margin=0.2, type_of_triplets=semihard]"),
     ] = None,
+    mine_negatives: Annotated[
+        bool,
+        typer.Option(
+            "--mine-negatives", help="After each epoch, bring labels that the model confuses into one batch."
+        ),
+    ] = False,
     precision: Annotated[
         Literal["fp32", "bf16"],
         typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there."),
@@ -122,6 +132,8 @@ def train(
         raise typer.BadParameter("Missing option '--out', or '--run'.")
     if detach and run_name is None and resume is None:
         raise typer.BadParameter("--detach needs --run NAME: another process goes on with it")
+    if processes > 1 and not detach:
+        raise typer.BadParameter("--processes needs --detach; follow the run with cognate runs NAME --follow")
     with needs("train"):
         import trainer
     if detach and resume is None:
@@ -135,6 +147,7 @@ def train(
             queries=queries,
             index=index,
             force=force,
+            processes=processes,
             **options,
         )
         _tell_started(folder, as_json)
@@ -148,7 +161,7 @@ def train(
             **{"out" if name == "destination" else name: context.params[name] for name in sources},
         )
         if detach:
-            _tell_started(trainer.restart(resume, runs_dir, expected), as_json)
+            _tell_started(trainer.restart(resume, runs_dir, expected, processes=processes), as_json)
             return
     if train_data:
         from trainer.kinds import detect_all

@@ -1,6 +1,9 @@
 """``cognate train --run`` and ``cognate runs``: a run seen from the command line."""
 
+import html
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,14 +82,32 @@ def test_a_run_beside_out_publishes_there(
     assert (tmp_path / "checkpoint/model.safetensors").is_file()
 
 
+def test_the_report_says_how_to_come_to_the_same_checkpoint(
+    train: tuple[object, ...], tmp_path: Path, cognate: Callable
+) -> None:
+    changed = ("--set", "scheduler=cosine", "--set", "loss_options.margin=0.3", "--learning-rate", 1e-3)
+    assert cognate(*train, "--run", "first", *changed).code == 0
+    told = cognate("runs", "first", "--report")
+    assert told.out.strip() == str(tmp_path / "runs/first/report.html")
+    (command,) = re.findall("<pre>(.*?)</pre>", Path(told.out.strip()).read_text(), re.DOTALL)
+    again = cognate(*shlex.split(html.unescape(command))[1:])
+    assert again.code == 0, again.err
+    first, second = (
+        tmp_path / f"runs/{name}/checkpoint/model.safetensors" for name in ("first", "first-again")
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("train",),
         ("train", "x.jsonl"),
         ("train", "x.jsonl", "--out", "y", "--detach"),
+        ("train", "x.jsonl", "--run", "y", "--processes", "2"),
         ("train", "--resume", "a", "--run", "b"),
         ("runs", "--follow"),
+        ("runs", "--report"),
         ("runs", "a", "--logs", "--metrics"),
     ],
 )

@@ -209,3 +209,25 @@ def test_an_epoch_in_which_nothing_is_mined_is_told(
         fit(data, tiny_model, miner_options={"margin": -5.0, "type_of_triplets": "hard"}, epochs=1)
     assert "found nothing to learn from in epoch 1" in caplog.text
     assert "type_of_triplets=all" in caplog.text
+
+
+def test_gradient_checkpointing_computes_layers_again_and_comes_to_the_same_weights(
+    data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    passes = []
+    forward = BertLayer.forward
+
+    def counted(layer: BertLayer, *given: object, **named: object) -> object:
+        passes.append(layer)
+        return forward(layer, *given, **named)
+
+    monkeypatch.setattr(BertLayer, "forward", counted)
+    plain = weights(fit(data, tiny_model, epochs=1, out=tmp_path / "plain").checkpoint)
+    before = len(passes)
+    again = weights(
+        fit(data, tiny_model, epochs=1, out=tmp_path / "again", gradient_checkpointing=True).checkpoint
+    )
+    assert len(passes) - before > before
+    assert all(torch.allclose(plain[name], again[name], atol=1e-5) for name in plain)
