@@ -172,12 +172,13 @@ class IndexWriter:
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
         self._count += len(records)
 
-    def finish(self, bundle: Bundle) -> IndexManifest:
+    def finish(self, bundle: Bundle | IndexManifest) -> IndexManifest:
         """Complete the index and write its manifest.
 
         Args:
-            bundle: The one whose vectors these are.
+            bundle: The one whose vectors these are, or the manifest of another index of its.
         """
+        of = bundle.manifest if isinstance(bundle, Bundle) else bundle
         self._vectors.seek(0)
         self._vectors.write(_flat_header(self._dimension, self._count))
         self._vectors.close()
@@ -188,8 +189,8 @@ class IndexWriter:
             metric="cosine",
             dimension=self._dimension,
             count=self._count,
-            fingerprint=bundle.manifest.fingerprint,
-            model=bundle.manifest.model,
+            fingerprint=of.fingerprint,
+            model=of.model,
             **_build_kind(self._folder / APPROXIMATE, flat, self._layout),
         )
 
@@ -430,20 +431,55 @@ class Index:
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return self._nearest_selected(vectors, k, accuracy, None)
+
+    def _nearest_selected(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        accuracy: Accuracy,
+        selector: faiss.IDSelector | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
-            exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
-            return exact
-        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy])
+            return self._exact(vectors, k, selector)
+        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy], selector)
         # The lists that were read may hold fewer, and a graph may lead to fewer.
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
-            scores[short], rows[short] = self._faiss.search(vectors[short], k)
+            scores[short], rows[short] = self._exact(vectors[short], k, selector)
         return scores, rows
+
+    def _exact(
+        self, vectors: NDArray[np.float32], k: int, selector: faiss.IDSelector | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        parameters: Any = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(
+            vectors, k, params=parameters
+        )
+        return found
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
         found = self._fetch(set(rows))
         return [found[row] for row in rows]
+
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Read vectors by row, in the order asked for: float32, shape (rows, dimension)."""
+        self._check_open()
+        if not len(rows):
+            return np.empty((0, self.dimension), np.float32)
+        found: NDArray[np.float32] = self._faiss.reconstruct_batch(np.asarray(rows, np.int64))
+        return found
+
+    def rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Find records by id: the row of each id that there is."""
+        found: dict[str, int] = {}
+        with self._records() as connection:
+            for identifier in ids:
+                row = connection.execute("SELECT row FROM records WHERE id = ?", (identifier,)).fetchone()
+                if row is not None:
+                    found[identifier] = row[0]
+        return found
 
     def _check_open(self) -> None:
         if self._faiss is None:

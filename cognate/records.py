@@ -130,7 +130,7 @@ def read_numbered_records(
     for line, row in _rows(source, name, rejects):
         found = True
         try:
-            record = _record(row, require_label=require_label)
+            record = parse_record(row, require_label=require_label)
         except ValueError as error:
             refused = RecordError(name, line, str(error))
             if rejects is None:
@@ -378,7 +378,12 @@ def _parquet_rows(path: Path, name: str, wanted: Sequence[str] | None = COLUMNS)
         raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _record(row: Mapping[str, object], *, require_label: bool) -> Record:
+def parse_record(row: Mapping[str, object], *, require_label: bool = False) -> Record:
+    """Make a record from the values of its columns, as ``read_records`` does.
+
+    Raises:
+        ValueError: What is wrong with one of them.
+    """
     if row.get("text") is None:
         raise ValueError("there is no text")
     text = row["text"]
