@@ -162,7 +162,8 @@ class UpdateLog:
         """
         with _damage_told(self._path):
             found = _read(self._connection, self._path, revision)
-        assert found is not None
+        if found is None:
+            raise ArtifactError(f"{self._path} holds no log; put back a copy of its folder")
         return found
 
     def append(self, changes: Sequence[Change]) -> int:
@@ -236,9 +237,7 @@ def _read_state(connection: sqlite3.Connection, path: Path) -> State | None:
     return State(*state)
 
 
-def _read(
-    connection: sqlite3.Connection, path: Path, after: int = 0
-) -> tuple[State, list[Change]] | None:
+def _read(connection: sqlite3.Connection, path: Path, after: int = 0) -> tuple[State, list[Change]] | None:
     state = _read_state(connection, path)
     if state is None:
         return None

@@ -138,8 +138,8 @@ class _Snapshot(NamedTuple):
 class UpdatedIndex(Index):
     """An index together with its updates; one thread changes it, while others search.
 
-    Its rows are those of the base, and after them those of the records that were written, in that order. A row
-    is never another record's, so that what a search found can be fetched, whatever was updated since.
+    Its rows are those of the base, and after them those of the records that were written, in that order. A
+    row is never another record's, so that what a search found can be fetched, whatever was updated since.
 
     Attributes:
         folder: Of the index that was updated first.
@@ -225,7 +225,9 @@ class UpdatedIndex(Index):
         bitmap = snapshot.bitmap
         rows = [row for row in super().rows([c.id for c in changes]).values() if snapshot.has_row(row)]
         if rows:
-            bitmap = np.full((self.manifest.count + 7) // 8, 255, np.uint8) if bitmap is None else bitmap.copy()
+            bitmap = (
+                np.full((self.manifest.count + 7) // 8, 255, np.uint8) if bitmap is None else bitmap.copy()
+            )
             for row in rows:
                 bitmap[row >> 3] &= ~np.uint8(1 << (row & 7))
         gone = [slot for change in changes if (slot := slots.pop(change.id, None)) is not None]
@@ -343,7 +345,9 @@ class IndexUpdates:
 
     index: UpdatedIndex
 
-    def __init__(self, folder: str | Path, *, fingerprint: str | None = None, device: Device = "auto") -> None:
+    def __init__(
+        self, folder: str | Path, *, fingerprint: str | None = None, device: Device = "auto"
+    ) -> None:
         """Open an index to update it, and remove what a killed compaction left.
 
         Args:
@@ -379,9 +383,7 @@ class IndexUpdates:
             self._log = UpdateLog(self._updates, state)
             try:
                 state, changes = self._log.read()
-                self.index = UpdatedIndex(
-                    self.folder, state, changes, fingerprint=fingerprint, device=device
-                )
+                self.index = UpdatedIndex(self.folder, state, changes, fingerprint=fingerprint, device=device)
                 self._remove_all_but(state.base)
             except BaseException:
                 self._log.close()
@@ -467,7 +469,7 @@ class IndexUpdates:
         return True
 
     def write_base(self) -> Base | None:
-        """Write a new index of all that there is now: the long part of a compaction, during which others go on.
+        """Write a new index of all that there is now: the long part of a compaction. Others go on meanwhile.
 
         Returns:
             None where nothing has changed since the last.
@@ -482,13 +484,15 @@ class IndexUpdates:
                 return None
             revision, rows = index.all_rows()
             name = f"base-{revision}"
-            with publishing(self._updates / name, IndexManifest.KIND, force=True) as partial:
-                with IndexWriter(partial, index.dimension, _layout_of(index.manifest)) as writer:
-                    for start in range(0, len(rows), CHUNK):
-                        self._check_open()
-                        some = rows[start : start + CHUNK].tolist()
-                        writer.add(index.records(some), index.vectors(some))
-                    writer.finish(index.manifest)
+            with (
+                publishing(self._updates / name, IndexManifest.KIND, force=True) as partial,
+                IndexWriter(partial, index.dimension, _layout_of(index.manifest)) as writer,
+            ):
+                for start in range(0, len(rows), CHUNK):
+                    self._check_open()
+                    some = rows[start : start + CHUNK].tolist()
+                    writer.add(index.records(some), index.vectors(some))
+                writer.finish(index.manifest)
             state = State(index.state.root_version, name, version_of(self._updates / name), revision)
             return Base(UpdatedIndex(self.folder, state, ()), name, revision)
 
@@ -502,7 +506,7 @@ class IndexUpdates:
             The new ``index``, with what was updated since.
 
         Raises:
-            CognateError: The disk is full or fails, or this is closed. All is as it was, and the base gone.
+            CognateError: The disk is full or fails, or this is closed. All is as it was, and the base closed.
         """
         with self._changing:
             try:
@@ -511,8 +515,8 @@ class IndexUpdates:
                 base.index.apply(changes, state.revision)
                 self._log.rebase(base.name, base.index.version, base.revision)
             except BaseException as error:
+                # Its folder is removed by whoever next updates the index.
                 base.index.close()
-                shutil.rmtree(self._updates / base.name, ignore_errors=True)
                 if isinstance(error, OSError):
                     why = os.strerror(error.errno or 0)
                     raise ArtifactError(f"{self._updates} could not be written: {why}") from error

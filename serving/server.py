@@ -113,7 +113,12 @@ class Server:
             )
         encoder = Encoder(settings.bundle, device=settings.device, threads=settings.threads)
         async with contextlib.AsyncExitStack() as stack:
-            indexes = IndexRegistry(fingerprint=encoder.fingerprint, device=settings.device)
+            indexes = IndexRegistry(
+                fingerprint=encoder.fingerprint,
+                device=settings.device,
+                updates=settings.updates,
+                compact_after=settings.compact_after,
+            )
             stack.callback(indexes.close)
             for name, path in settings.indexes.items():
                 await indexes.load(name, path)
@@ -138,7 +143,7 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_service = IndexService(indexes, settings)
+            index_service = IndexService(indexes, settings, shared, model)
             index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
