@@ -122,15 +122,26 @@ def read_records(
 
 
 def read_numbered_records(
-    source: str | Path, *, require_label: bool = False, rejects: Rejects | None = None
+    source: str | Path,
+    *,
+    require_label: bool = False,
+    require_id: bool = False,
+    rejects: Rejects | None = None,
 ) -> Iterator[tuple[int, Record]]:
-    """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1."""
+    """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1.
+
+    Args:
+        source: As ``read_records``, and so are the others.
+        require_label: Whether a record without a label is bad.
+        require_id: Whether one without an id is.
+        rejects: Takes the bad lines.
+    """
     name = "<stdin>" if str(source) == STDIN else str(source)
     found = False
     for line, row in _rows(source, name, rejects):
         found = True
         try:
-            record = parse_record(row, require_label=require_label)
+            record = parse_record(row, require_label=require_label, require_id=require_id)
         except ValueError as error:
             refused = RecordError(name, line, str(error))
             if rejects is None:
@@ -378,7 +389,9 @@ def _parquet_rows(path: Path, name: str, wanted: Sequence[str] | None = COLUMNS)
         raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def parse_record(row: Mapping[str, object], *, require_label: bool = False) -> Record:
+def parse_record(
+    row: Mapping[str, object], *, require_label: bool = False, require_id: bool = False
+) -> Record:
     """Make a record from the values of its columns, as ``read_records`` does.
 
     Raises:
@@ -395,7 +408,10 @@ def parse_record(row: Mapping[str, object], *, require_label: bool = False) -> R
     label = _name(row, "label", MAX_LABEL_BYTES)
     if require_label and label is None:
         raise ValueError("there is no label")
-    return Record(text, label, _name(row, "id", MAX_ID_BYTES), _attributes(row.get("attributes")))
+    identifier = _name(row, "id", MAX_ID_BYTES)
+    if require_id and identifier is None:
+        raise ValueError("there is no id")
+    return Record(text, label, identifier, _attributes(row.get("attributes")))
 
 
 def _name(row: Mapping[str, object], key: str, max_bytes: int) -> str | None:

@@ -146,14 +146,6 @@ class UpdateLog:
         finally:
             self._connection.close()
 
-    def read(self) -> tuple[State, list[Change]]:
-        """Read all of it.
-
-        Raises:
-            ArtifactError: It is damaged.
-        """
-        return self.read_after(0)
-
     def read_after(self, revision: int) -> tuple[State, list[Change]]:
         """Read the state, and the changes of the batches after the one of that number.
 

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -107,7 +106,8 @@ def open_index(folder: str | Path, *, fingerprint: str | None = None, device: De
                 raise
 
 
-class _Snapshot(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
     """An updated index at one moment. Nothing in it ever changes.
 
     Attributes:
@@ -320,7 +320,8 @@ class UpdatedIndex(Index):
         return found
 
 
-class Base(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
     """An index that a compaction wrote, and nobody uses yet.
 
     Attributes:
@@ -362,7 +363,8 @@ class IndexUpdates:
         """
         self.folder = Path(folder)
         self._updates = updates_folder(folder)
-        state = state_of(self.folder)
+        # Whatever is wrong with the index is said before that another updates it.
+        state_of(self.folder)
         # Closed or not, so that a compaction under way gives up.
         self._closed = threading.Event()
         self._changing = threading.Lock()
@@ -380,13 +382,14 @@ class IndexUpdates:
                 raise CognateError(
                     f"{self.folder} is being updated by another server or command; one at a time can"
                 ) from None
-            self._log = UpdateLog(self._updates, state)
+            # Read first, so that nothing is made beside an index that cannot be opened.
+            state, changes = read_log(self._updates) or (state_of(self.folder), [])
+            self.index = UpdatedIndex(self.folder, state, changes, fingerprint=fingerprint, device=device)
             try:
-                state, changes = self._log.read()
-                self.index = UpdatedIndex(self.folder, state, changes, fingerprint=fingerprint, device=device)
+                self._log = UpdateLog(self._updates, state)
                 self._remove_all_but(state.base)
             except BaseException:
-                self._log.close()
+                self.index.close()
                 raise
         except BaseException:
             self._lock.close()

@@ -1,5 +1,6 @@
-"""The batch job that turns records into an index: ``indexer.build``."""
+"""The batch jobs that turn records into an index, and update one: ``indexer.build``, ``indexer.update``."""
 
 from indexer.batch_job import build
+from indexer.index_update import Updated, update
 
-__all__ = ["build"]
+__all__ = ["Updated", "build", "update"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cognate.encoder import Device, Encoder
 from cognate.errors import CognateError, RecordError
-from cognate.records import MAX_ID_BYTES, Record, Rejects, read_numbered_records
+from cognate.records import MAX_ID_BYTES, Rejects, read_numbered_records
 from cognate.updates import Applied, IndexUpdates
 
 CHUNK = 4096
@@ -75,8 +75,8 @@ def update(
             while some := list(itertools.islice(ids, CHUNK)):
                 batches.append(updates.apply(deletes=some))
         if upserts is not None:
-            records = _named_records(upserts, rejects)
-            while chunk := list(itertools.islice(records, CHUNK)):
+            records = read_numbered_records(upserts, require_id=True, rejects=rejects)
+            while chunk := [record for _, record in itertools.islice(records, CHUNK)]:
                 vectors = encoder.encode([record.text for record in chunk], on_progress=on_progress)
                 batches.append(updates.apply(chunk, vectors))
         return Updated(
@@ -118,14 +118,3 @@ def read_ids(source: str | Path) -> Iterator[str]:
                     yield identifier
     except OSError as error:
         raise CognateError(f"{source} cannot be read: {error.strerror}; give a file of ids") from error
-
-
-def _named_records(source: str | Path, rejects: Rejects | None) -> Iterator[Record]:
-    for line, record in read_numbered_records(source, rejects=rejects):
-        if record.id is not None:
-            yield record
-            continue
-        refused = RecordError(str(source), line, "there is no id; a record that is upserted needs one")
-        if rejects is None:
-            raise refused
-        rejects.add(refused)

@@ -145,14 +145,12 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
 
     def _read_record(self, number: int, message: index_pb2.Record) -> Record:
         field = f"records[{number}]"
-        if not message.id:
-            raise bad_field(f"{field}.id", "is empty; what is written to an index needs a name")
         check_text(f"{field}.text", message.text, self._settings.max_text_bytes)
         row: dict[str, object] = {"id": message.id, "text": message.text, "label": message.label}
         if message.HasField("attributes"):
             row["attributes"] = wire.plain_struct(message.attributes)
         try:
-            return parse_record(row)
+            return parse_record(row, require_id=True)
         except ValueError as why:
             raise bad_field(field, str(why), "BAD_RECORD") from None
 

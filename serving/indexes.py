@@ -303,7 +303,7 @@ class IndexRegistry:
         opened = await self._open(name, folder, expected)
         if opened is None:
             return
-        index, updates = opened
+        index, updates = opened.index, opened.updates
         async with self._updating[name]:
             before = self._served.get(name)
             if before is None:
@@ -339,7 +339,8 @@ class IndexRegistry:
             self.loading = None
 
 
-class _Opened(NamedTuple):
+@dataclass(frozen=True)
+class _Opened:
     """A version that was opened, and what changes it; None where it takes no updates."""
 
     index: Index

@@ -338,6 +338,12 @@ def test_vectors_of_another_bundle_are_refused(folder: Path) -> None:
     IndexUpdates(folder).close()
 
 
+def test_nothing_is_written_beside_an_index_of_another_bundle(folder: Path) -> None:
+    with pytest.raises(FingerprintError, match="another bundle"):
+        IndexUpdates(folder, fingerprint="0" * 64)
+    assert [path.name for path in updates_folder(folder).iterdir()] == ["lock"]
+
+
 def test_one_at_a_time_updates_an_index(folder: Path) -> None:
     updates = IndexUpdates(folder)
     with pytest.raises(CognateError, match="being updated by another server or command"):
