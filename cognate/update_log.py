@@ -278,9 +278,10 @@ def _change(
 def _checksum(row: Sequence[Any]) -> int:
     checksum = 0
     for value in row:
-        part = value if isinstance(value, bytes) else repr(value).encode()
-        # Its length first, so that nothing can move from one column to the next.
-        checksum = zlib.crc32(part, zlib.crc32(b"%d:" % len(part), checksum))
+        part = value if isinstance(value, bytes) else str("" if value is None else value).encode()
+        # Its kind and length first, so that nothing can move from one column to the next.
+        kind = b"-" if value is None else b"+"
+        checksum = zlib.crc32(part, zlib.crc32(b"%b%d:" % (kind, len(part)), checksum))
     return checksum
 
 

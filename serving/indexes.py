@@ -139,11 +139,12 @@ class IndexRegistry:
         self._loader = ThreadPoolExecutor(1, "index-load")
         self._updates = updates
         self._compact_after = compact_after
-        # By name: who has it is the only one to update that index, or to put another in its place.
+        # By name: updates are made one after another, and a compaction takes a turn among them.
         self._updating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._writers = ThreadPoolExecutor(4, "index-update")
         self._compactor = ThreadPoolExecutor(1, "index-compact")
         self._compactions: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Future[None]] = set()
         # Where a compaction failed, how much must have changed before the next.
         self._compact_again: dict[str, int] = {}
 
@@ -231,13 +232,10 @@ class IndexRegistry:
             Refusal: There is no such name.
         """
         async with self._changing:
-            async with self._updating[name]:
-                served = self.served(name)
-                del self._served[name]
-                await self._end_updates(served)
-            version = served.version
-            version.release()
-            _log.info("index %s: version %s is unloaded", name, version.index.version)
+            served = self.served(name)
+            del self._served[name]
+            self._retire(served)
+            _log.info("index %s: version %s is unloaded", name, served.version.index.version)
 
     async def update(self, name: str, change: Callable[[IndexUpdates], Applied]) -> Applied:
         """Update an index, in a thread; searches that begin once this has returned find it so.
@@ -251,12 +249,24 @@ class IndexRegistry:
             CognateError: As ``IndexUpdates.apply``.
         """
         async with self._updating[name]:
-            updates = self.served(name).updates
-            if updates is None:
-                raise no_updates(f"the index {name} takes no updates; start the server with --updates")
-            applied = await asyncio.wrap_future(self._writers.submit(change, updates))
+            while True:
+                updates = self.served(name).updates
+                if updates is None:
+                    raise no_updates(f"the index {name} takes no updates; start the server with --updates")
+                try:
+                    applied = await asyncio.wrap_future(self._writers.submit(change, updates))
+                except CognateError:
+                    if self._is_updated_by(updates, name):
+                        raise
+                    # Another version has taken its place, and its updates were closed before this one.
+                else:
+                    break
         self._compact_if_due(name)
         return applied
+
+    def _is_updated_by(self, updates: IndexUpdates, name: str) -> bool:
+        served = self._served.get(name)
+        return served is not None and served.updates is updates
 
     def _compact_if_due(self, name: str) -> None:
         served = self._served.get(name)
@@ -273,10 +283,15 @@ class IndexRegistry:
                 return
             async with self._updating[name]:
                 index = await asyncio.wrap_future(self._writers.submit(updates.switch_to, base))
-                # Updates are open, so that the index is served still.
-                self._served[name] = replace(served, version=Version(index))
-                served.version.release()
+                version = Version(index)
+                if self._served.get(name) is served:
+                    self._served[name] = replace(served, version=version)
+                    served.version.release()
+                else:
+                    version.release()
         except Exception as why:
+            if self._served.get(name) is not served:
+                return  # Its updates were closed, as another version took its place.
             # Where it failed for want of room, it would again at once.
             self._compact_again[name] = 2 * updates.index.changed
             _log.warning("index %s is not compacted: %s", name, str(why) or type(why).__name__)
@@ -286,10 +301,14 @@ class IndexRegistry:
         finally:
             del self._compactions[name]
 
-    async def _end_updates(self, served: Served) -> None:
-        """Take no updates any more, whatever is searched still. A compaction under way gives up."""
+    def _retire(self, served: Served) -> None:
+        """Give up what is served no longer, whatever is searched in it still."""
+        served.version.release()
         if served.updates:
-            await asyncio.get_running_loop().run_in_executor(None, served.updates.close)
+            # In a thread, for it waits for an update that is being written, and for a compaction to give up.
+            closing = asyncio.get_running_loop().run_in_executor(None, served.updates.close)
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def reload(self) -> None:
         """Load again each index whose folder now holds another version; what is refused is logged."""
@@ -300,20 +319,22 @@ class IndexRegistry:
                 _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
 
     async def _switch(self, name: str, folder: Path, expected: str | None) -> None:
+        if self._closing:
+            # What was served before may be what is to be opened, and one at a time updates it.
+            await asyncio.wait(self._closing)
         opened = await self._open(name, folder, expected)
         if opened is None:
             return
         index, updates = opened.index, opened.updates
-        async with self._updating[name]:
-            before = self._served.get(name)
-            if before is None:
-                self._served[name] = Served(Version(index), folder, None, updates)
-            else:
-                replaced = before.version.index
-                previous = Previous(replaced.folder, replaced.version)
-                self._served[name] = Served(Version(index), folder, previous, updates)
-                await self._end_updates(before)
-                before.version.release()
+        before = self._served.get(name)
+        if before is None:
+            self._served[name] = Served(Version(index), folder, None, updates)
+        else:
+            replaced = before.version.index
+            previous = Previous(replaced.folder, replaced.version)
+            self._served[name] = Served(Version(index), folder, previous, updates)
+            self._retire(before)
+        self._compact_again.pop(name, None)
         self._compact_if_due(name)
         _log.info("index %s: version %s of %s serves, %d records", name, index.version, folder, index.count)
 

@@ -265,6 +265,49 @@ def test_updates_stay_with_the_version_that_they_were_made_to(
     )
 
 
+def test_no_update_that_was_answered_is_lost_while_versions_are_switched(
+    serve: Serve, versions: Path
+) -> None:
+    running = serve(
+        indexes={"faq": versions / "v1"}, updates=True, compact_after=5, admin=True, index_roots=[versions]
+    )
+    service, stubs = Service(running), running.stubs
+    switched = threading.Event()
+    answered: list[str] = []
+    failures: list[Exception] = []
+
+    def keep_writing() -> None:
+        number = 0
+        while not switched.is_set():
+            number += 1
+            try:
+                service.write(record(f"new-{number}"))
+            except grpc.RpcError as error:
+                failures.append(error)
+                return
+            answered.append(f"new-{number}")
+
+    writing = threading.Thread(target=keep_writing)
+    writing.start()
+    try:
+        for number in range(12):
+            had = len(answered)
+            load = index_pb2.LoadIndexRequest(name="faq", path=str(versions / ("v2", "v1")[number % 2]))
+            stubs.load_index(load, timeout=60)
+            eventually(lambda had=had: len(answered) > had + 3 or failures)  # type: ignore[misc]
+    finally:
+        switched.set()
+        writing.join()
+    assert not failures
+    running.stop()
+    there = {
+        hit.id
+        for version in ("v1", "v2")
+        for hit in open_index(versions / version).search(np.full((1, 32), 32**-0.5, np.float32), 10_000)[0]
+    }
+    assert set(answered) <= there
+
+
 def test_a_search_under_way_is_answered_by_what_was_there_though_it_is_compacted(
     serve_gated: Callable[..., tuple[Running, GatedEncoder]], folder: Path, encoder: Encoder
 ) -> None:
