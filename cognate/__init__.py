@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from cognate.evaluation import evaluate
     from cognate.index import Index
     from cognate.records import Hit, Record
+    from cognate.wire import Like
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "Encoder", "Hit", "Index", "Record", "__version__", "evaluate"]
+__all__ = ["AsyncClient", "Client", "Encoder", "Hit", "Index", "Like", "Record", "__version__", "evaluate"]
 
 _MODULES = {
     "AsyncClient": "cognate.client",
@@ -24,6 +25,7 @@ _MODULES = {
     "Encoder": "cognate.encoder",
     "Hit": "cognate.records",
     "Index": "cognate.index",
+    "Like": "cognate.wire",
     "Record": "cognate.records",
     "evaluate": "cognate.evaluation",
 }

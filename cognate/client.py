@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cognate import wire
 from cognate.bundle import InputType
 from cognate.errors import CognateError
+from cognate.filters import Filter
 from cognate.records import Accuracy, Hit, Record
 from cognate.retries import MAX_ATTEMPTS, Attempts
 from cognate.v1 import (
@@ -303,12 +304,17 @@ class Client:
         include_text: bool = True,
         include_attributes: bool = True,
         accuracy: Accuracy = "balanced",
+        filter: str | Filter | None = None,  # noqa: A002
+        group_by_label: bool = False,
+        offset: int | None = None,
+        exclude_ids: Sequence[str] = (),
         timeout: float | None = None,
     ) -> list[Hit]:
         """Find the records whose meaning is nearest to a query.
 
         Args:
-            query: A text, or a vector of the model's dimension, of any length but 0.
+            query: A text, a vector of the model's dimension, of any length but 0, or ``Like(id)`` for what is
+                like a record of the index.
             top_k: How many hits to give, at least 1; as many as there are where the index holds fewer.
             index: The index to search. None: the only one, or the one named "default".
             min_score: Leave out hits with a smaller cosine.
@@ -318,6 +324,13 @@ class Client:
             include_attributes: Whether hits come with their attributes.
             accuracy: "exact" compares with every record, "balanced" has the recall that the index was built
                 for, "fast" may find fewer of the nearest. A flat index is exact in any case.
+            filter: Which records may be found, such as ``'lang = "en" and year >= 2020'``: text as
+                ``cognate.filters.parse`` reads it, or what it makes of it. None: all.
+            group_by_label: Whether to give only the best hit of each label; top_k and offset then count
+                labels.
+            offset: How many of the first hits to pass over. None: the hits are no page. Else they are, also
+                with 0: the search is exact, and pages of a query neither overlap nor leave a hit out.
+            exclude_ids: Ids of records to leave out, at most 1000.
             timeout: Seconds that the call may take. None: the client's.
 
         Returns:
@@ -337,6 +350,10 @@ class Client:
             include_text=include_text,
             include_attributes=include_attributes,
             accuracy=accuracy,
+            filter=filter,
+            group_by_label=group_by_label,
+            offset=offset,
+            exclude_ids=exclude_ids,
             timeout=timeout,
         )
         return hits
@@ -353,13 +370,17 @@ class Client:
         include_text: bool = True,
         include_attributes: bool = True,
         accuracy: Accuracy = "balanced",
+        filter: str | Filter | None = None,  # noqa: A002
+        group_by_label: bool = False,
+        offset: int | None = None,
+        exclude_ids: Sequence[str] = (),
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """Search with many queries.
 
         Args:
-            queries: Texts and vectors, or an array of vectors, shape (queries, dimension); at least one.
-                A list longer than the server takes is sent in several calls, one after another.
+            queries: Texts, vectors and ``Like``, or an array of vectors, shape (queries, dimension); at least
+                one. A list longer than the server takes is sent in several calls, one after another.
             top_k: As in ``search``, and so are the arguments after it.
             index: The index to search.
             min_score: Leave out hits with a smaller cosine.
@@ -368,6 +389,10 @@ class Client:
             include_text: Whether hits come with their text.
             include_attributes: Whether hits come with their attributes.
             accuracy: How sure to be of the nearest.
+            filter: Which records may be found.
+            group_by_label: Whether to give only the best hit of each label.
+            offset: How many of the first hits to pass over.
+            exclude_ids: Ids of records to leave out.
             timeout: Seconds that each call may take. None: the client's.
 
         Returns:
@@ -387,6 +412,10 @@ class Client:
             include_text=include_text,
             include_attributes=include_attributes,
             accuracy=accuracy,
+            filter=filter,
+            group_by_label=group_by_label,
+            offset=offset,
+            exclude_ids=exclude_ids,
         )
         parts = wire.split(request, self._get_limits(timeout))
         answers = [
@@ -774,6 +803,10 @@ class AsyncClient:
         include_text: bool = True,
         include_attributes: bool = True,
         accuracy: Accuracy = "balanced",
+        filter: str | Filter | None = None,  # noqa: A002
+        group_by_label: bool = False,
+        offset: int | None = None,
+        exclude_ids: Sequence[str] = (),
         timeout: float | None = None,
     ) -> list[Hit]:
         """As ``Client.search``."""
@@ -787,6 +820,10 @@ class AsyncClient:
             include_text=include_text,
             include_attributes=include_attributes,
             accuracy=accuracy,
+            filter=filter,
+            group_by_label=group_by_label,
+            offset=offset,
+            exclude_ids=exclude_ids,
             timeout=timeout,
         )
         return hits
@@ -803,6 +840,10 @@ class AsyncClient:
         include_text: bool = True,
         include_attributes: bool = True,
         accuracy: Accuracy = "balanced",
+        filter: str | Filter | None = None,  # noqa: A002
+        group_by_label: bool = False,
+        offset: int | None = None,
+        exclude_ids: Sequence[str] = (),
         timeout: float | None = None,
     ) -> list[list[Hit]]:
         """As ``Client.search_many``."""
@@ -816,6 +857,10 @@ class AsyncClient:
             include_text=include_text,
             include_attributes=include_attributes,
             accuracy=accuracy,
+            filter=filter,
+            group_by_label=group_by_label,
+            offset=offset,
+            exclude_ids=exclude_ids,
         )
         parts = wire.split(request, await self._get_limits(timeout))
         answers = [

@@ -1,6 +1,7 @@
 """The index artifact: vectors in FAISS, records in SQLite, and cosine search over them."""
 
 import errno
+import functools
 import json
 import queue
 import sqlite3
@@ -19,8 +20,10 @@ from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
+from cognate.filters import Filter, check, to_sql
 from cognate.index_kinds import (
     EXACT_SHARE,
+    SUBSET_FACTOR,
     Approximate,
     Layout,
     SearchParameters,
@@ -28,6 +31,8 @@ from cognate.index_kinds import (
     write_approximate,
 )
 from cognate.index_tuning import TradeoffPoint, choose, try_out
+from cognate.matching import Matching
+from cognate.narrowing import Narrowing, narrowed_rows
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Hit, Record
 
@@ -37,6 +42,8 @@ RECORDS = "records.sqlite"
 RECALL_QUERIES = 100
 RECALL_K = 10
 RECALL_SCORES = 64 * 1024 * 1024
+FILTER_CACHE_BYTES = 32 * 1024 * 1024
+"""Of the rows that the last filters matched, a bit for each record."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -182,6 +189,8 @@ class IndexWriter:
         self._vectors.seek(0)
         self._vectors.write(_flat_header(self._dimension, self._count))
         self._vectors.close()
+        with _os_errors():
+            self._records.execute("CREATE INDEX records_by_label ON records (label)")
         self._records.close()
         flat = _read_faiss(self._folder / VECTORS)
         return IndexManifest.write(
@@ -305,6 +314,8 @@ class Index:
         self._faiss: Any = _read_faiss(self.folder / VECTORS)
         if self._faiss.d != self.manifest.dimension or self._faiss.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
+        # Where the others go to a GPU, these stay: filtered and paged searches are the CPU's.
+        self._flat: Any = self._faiss
         self._approximate: Approximate | None = None
         if self.manifest.search:
             self._approximate = Approximate(_read_faiss(self.folder / APPROXIMATE), self._faiss)
@@ -315,8 +326,13 @@ class Index:
                 )
         elif gpus and device != "cpu":
             self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
+        kept = max(1, min(1024, FILTER_CACHE_BYTES // max(1, self.manifest.count // 8)))
         # A connection serves one thread at a time. All are opened now: later, another index may be here.
         self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        # Of no method of its own: the index would refer to itself, and not be freed once it is let go.
+        self._matching = functools.lru_cache(kept)(
+            functools.partial(_match, self._connections, self.manifest.count)
+        )
         try:
             for _ in range(available_cores()):
                 self._connections.put(_open_records(self.folder / RECORDS))
@@ -328,7 +344,8 @@ class Index:
 
     def close(self) -> None:
         """Close its files and unmap its vectors. No search may be under way, and none can come after."""
-        self._faiss = self._approximate = None
+        self._faiss = self._flat = self._approximate = None
+        self._matching.cache_clear()
         while not self._connections.empty():
             self._connections.get().close()
 
@@ -354,6 +371,7 @@ class Index:
         *,
         min_score: float | None = None,
         accuracy: Accuracy = "balanced",
+        narrowing: Narrowing | None = None,
     ) -> list[list[Hit]]:
         """Find the records nearest to each vector by cosine similarity.
 
@@ -363,21 +381,20 @@ class Index:
             min_score: Leave out hits with a smaller cosine.
             accuracy: "exact" compares with every vector, "balanced" has the recall that the index was built
                 for, "fast" may find fewer of the nearest. A flat index is exact in any case.
+            narrowing: Which records may be found, and which of the hits are given; None for all.
 
         Returns:
             The hits of each vector, best first, those of equal score in the order of the index. Which of
             the records that share the last hit's score are among them is not defined.
 
         Raises:
-            CognateError: top_k is less than 1, there is no such accuracy, or the vectors have another
-                dimension or are not finite.
+            CognateError: top_k is less than 1, there is no such accuracy, the vectors have another
+                dimension or are not finite, or the filter is over a limit.
         """
-        scores, rows = self.search_rows(vectors, top_k, accuracy=accuracy)
-        threshold = -np.inf if min_score is None else min_score
-        wanted = [
-            [(float(score), int(row)) for score, row in zip(*pair, strict=True) if score >= threshold]
-            for pair in zip(scores, rows, strict=True)
-        ]
+        found = narrowed_rows(
+            self, vectors, top_k, narrowing or Narrowing(), accuracy=accuracy, min_score=min_score
+        )
+        wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
         records = self._fetch({row for hits in wanted for _, row in hits})
         return [
             [
@@ -389,7 +406,13 @@ class Index:
         ]
 
     def search_rows(
-        self, vectors: NDArray[np.float32], top_k: int, *, accuracy: Accuracy = "balanced"
+        self,
+        vectors: NDArray[np.float32],
+        top_k: int,
+        *,
+        accuracy: Accuracy = "balanced",
+        matching: Matching | None = None,
+        stable: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the rows nearest to each vector, without fetching records.
 
@@ -397,9 +420,12 @@ class Index:
             vectors: float32, shape (queries, dimension), unit length.
             top_k: Hits for each, at least 1.
             accuracy: As ``search``.
+            matching: The rows that may be found, of this index; None for all.
+            stable: Whether the first hits shall be the same whatever top_k is; the search is then exact.
 
         Returns:
-            Cosines, float32, and rows, int64, of shape (queries, min(top_k, count)), best first.
+            Cosines, float32, and rows, int64, of shape (queries, min(top_k, rows that may be
+            found)), best first.
 
         Raises:
             CognateError: As ``search``.
@@ -417,69 +443,102 @@ class Index:
         if not np.isfinite(vectors).all():
             raise CognateError("a query vector has a component that is not finite")
         self._check_open()
-        k = min(top_k, self.count)
+        k = min(top_k, self.count if matching is None else matching.count)
         if not len(vectors) or not k:
             return np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
-        scores, rows = self._nearest(np.ascontiguousarray(vectors, np.float32), k, accuracy)
-        # FAISS leaves hits of equal score in any order.
-        order = np.lexsort((rows, -scores), axis=1)
-        return (
-            np.clip(np.take_along_axis(scores, order, 1), -1.0, 1.0),
-            np.take_along_axis(rows, order, 1),
-        )
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if stable:
+            scores, rows = self._stable_of(vectors, k, matching)
+        elif matching is None:
+            scores, rows = self._nearest(vectors, k, accuracy)
+        else:
+            scores, rows = self._nearest_of(vectors, k, accuracy, matching)
+        scores, rows = _in_order(scores, rows)
+        return np.clip(scores, -1.0, 1.0), rows
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return self._nearest_selected(vectors, k, accuracy, None)
-
-    def _nearest_selected(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        accuracy: Accuracy,
-        selector: faiss.IDSelector | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
-            return self._exact(vectors, k, selector)
-        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy], selector)
+            exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
+            return exact
+        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy])
         # The lists that were read may hold fewer, and a graph may lead to fewer.
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
-            scores[short], rows[short] = self._exact(vectors[short], k, selector)
+            scores[short], rows[short] = self._faiss.search(vectors[short], k)
         return scores, rows
 
-    def _exact(
-        self, vectors: NDArray[np.float32], k: int, selector: faiss.IDSelector | None
+    def _exact_of(
+        self, vectors: NDArray[np.float32], k: int, matching: Matching | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        parameters: Any = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(
+        parameters: Any = None
+        if matching is not None:
+            parameters = faiss.SearchParameters(sel=matching.selector())  # type: ignore[call-arg]
+        found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._flat.search(
             vectors, k, params=parameters
         )
-        return found
+        return _in_order(*found)
+
+    def _stable_of(
+        self, vectors: NDArray[np.float32], k: int, matching: Matching | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The first k of all rows in their order, whichever of those of equal score FAISS takes."""
+        most = self.count if matching is None else matching.count
+        asked = k
+        while True:
+            asked = min(most, asked + max(1, asked - k))
+            scores, rows = self._exact_of(vectors, asked, matching)
+            # Of those that share the last score, some may be missing.
+            if asked == most or (scores[:, -1] < scores[:, k - 1]).all():
+                return scores[:, :k], rows[:, :k]
+
+    def _nearest_of(
+        self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy, matching: Matching
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        few = max(k * EXACT_SHARE, int((SUBSET_FACTOR * self.count) ** 0.5))
+        if self._approximate is None or accuracy == "exact" or matching.count <= few:
+            return self._exact_of(vectors, k, matching)
+        parameters = self.manifest.search[accuracy].widened(self.count / matching.count, k)
+        scores, rows = self._approximate.search(vectors, k, parameters, matching.selector())
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short):
+            scores[short], rows[short] = self._exact_of(vectors[short], k, matching)
+        return scores, rows
+
+    def matching(self, filter: Filter) -> Matching:  # noqa: A002
+        """The rows that a filter lets through; those of the last filters are kept.
+
+        Raises:
+            FilterError: It is over a limit.
+        """
+        check(filter)
+        self._check_open()
+        condition, parameters = to_sql(filter)
+        return self._matching(condition, tuple(parameters))
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
         found = self._fetch(set(rows))
         return [found[row] for row in rows]
 
-    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Read vectors by row, in the order asked for: float32, shape (rows, dimension)."""
-        self._check_open()
-        if not len(rows):
-            return np.empty((0, self.dimension), np.float32)
-        found: NDArray[np.float32] = self._faiss.reconstruct_batch(np.asarray(rows, np.int64))
-        return found
+    def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
+        """The labels of records by row; None where one has none."""
+        return dict(self._lookup("SELECT row, label FROM records WHERE row", sorted(rows)))
 
-    def rows(self, ids: Sequence[str]) -> dict[str, int]:
-        """Find records by id: the row of each id that there is."""
-        found: dict[str, int] = {}
-        with self._records() as connection:
-            for identifier in ids:
-                row = connection.execute("SELECT row FROM records WHERE id = ?", (identifier,)).fetchone()
-                if row is not None:
-                    found[identifier] = row[0]
-        return found
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The rows of records by id; an id that no record has is left out."""
+        return dict(self._lookup("SELECT id, row FROM records WHERE id", sorted(ids)))
+
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """The vectors of records by row, in the order asked for.
+
+        Returns:
+            float32, shape (rows, dimension), unit length or zero.
+        """
+        self._check_open()
+        some: NDArray[np.float32] = _full_vectors(self._flat)[np.asarray(rows, np.int64)]
+        return some
 
     def _check_open(self) -> None:
         if self._faiss is None:
@@ -488,30 +547,46 @@ class Index:
     @contextmanager
     def _records(self) -> Iterator[sqlite3.Connection]:
         self._check_open()
-        connection = self._connections.get()
-        try:
+        with _taken(self._connections) as connection:
             yield connection
-        finally:
-            self._connections.put(connection)
 
     def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
-        wanted = sorted(rows)
-        found: dict[int, Record] = {}
+        columns = "SELECT row, id, text, label, attributes FROM records WHERE row"
+        return {
+            row: Record(text, label, identifier, None if attributes is None else json.loads(attributes))
+            for row, identifier, text, label, attributes in self._lookup(columns, sorted(rows))
+        }
+
+    def _lookup(self, select: str, wanted: Sequence[int | str]) -> Iterator[Any]:
+        """What a SELECT that ends in a column gives where the column is one of some values."""
         with self._records() as connection:
             # In runs of 500: SQLite bounds the parameters of a statement.
             for start in range(0, len(wanted), 500):
                 some = wanted[start : start + 500]
                 marks = ",".join("?" * len(some))
-                with closing(
-                    connection.execute(
-                        f"SELECT row, id, text, label, attributes FROM records WHERE row IN ({marks})",  # noqa: S608
-                        some,
-                    )
-                ) as cursor:
-                    for row, identifier, text, label, attributes in cursor:
-                        parsed = None if attributes is None else json.loads(attributes)
-                        found[row] = Record(text, label, identifier, parsed)
-        return found
+                with closing(connection.execute(f"{select} IN ({marks})", some)) as cursor:
+                    yield from cursor
+
+
+@contextmanager
+def _taken(connections: "queue.SimpleQueue[sqlite3.Connection]") -> Iterator[sqlite3.Connection]:
+    connection = connections.get()
+    try:
+        yield connection
+    finally:
+        connections.put(connection)
+
+
+def _match(
+    connections: "queue.SimpleQueue[sqlite3.Connection]",
+    count: int,
+    condition: str,
+    parameters: tuple[str | float, ...],
+) -> Matching:
+    """The rows for which a condition over the columns of ``records`` holds."""
+    select = f"SELECT row FROM records WHERE {condition}"  # noqa: S608, filters.to_sql binds all that came
+    with _taken(connections) as connection, closing(connection.execute(select, parameters)) as cursor:
+        return Matching.of(np.fromiter((row for (row,) in cursor), np.int64), count)
 
 
 def _open_records(path: Path) -> sqlite3.Connection:
@@ -540,6 +615,14 @@ def _flat_header(dimension: int, count: int) -> bytes:
     header[8:16] = count.to_bytes(8, "little")
     header[-8:] = (count * dimension).to_bytes(8, "little")
     return bytes(header)
+
+
+def _in_order(
+    scores: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Put hits of equal score, which FAISS leaves in any order, into that of the index."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _read_faiss(path: Path) -> faiss.Index:

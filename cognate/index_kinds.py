@@ -65,6 +65,11 @@ RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4
 EXACT_SHARE = 10
 """Where a search asks for more than one in so many of the vectors, it reads all of them."""
 
+SUBSET_FACTOR = 1024
+"""Where a filter leaves no more than the square root of so many times the vectors (32,000 of a million), each
+of them is compared: a graph would look at as many, with 32 candidates, of which the filter leaves its share,
+and 32 links of each."""
+
 _CODES = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
 _FULL = (faiss.IndexHNSWFlat, faiss.IndexIVFFlat, faiss.IndexFlat)
 
@@ -84,6 +89,20 @@ class SearchParameters(pydantic.BaseModel, frozen=True):
 
     def __str__(self) -> str:
         return " ".join(f"{name} {value}" for name, value in self if value is not None) or "—"
+
+    def widened(self, factor: float, k: int) -> "SearchParameters":
+        """Parameters that look at more vectors, of which fewer can be found.
+
+        Args:
+            factor: How many there are for each that can be found.
+            k: How many are asked for.
+        """
+        candidates = max(2, self.rerank or 1) * k
+        return SearchParameters(
+            ef_search=None if self.ef_search is None else math.ceil(factor * max(self.ef_search, candidates)),
+            nprobe=None if self.nprobe is None else math.ceil(factor * self.nprobe),
+            rerank=self.rerank,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,22 +13,26 @@ other.
 """
 
 import fcntl
+import json
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from cognate.artifact import publishing, sync_path
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
+from cognate.filters import Filter, to_sql
 from cognate.index import Device, Index, IndexManifest, IndexWriter, version_of
 from cognate.index_kinds import Kind, Layout, Storage
+from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
 from cognate.update_log import Change, State, UpdateLog, read_log, read_state
 
@@ -114,7 +118,6 @@ class _Snapshot:
         revision: How many batches are in it.
         bitmap: uint8, a bit for each row of the base, set where it counts still; None where all do.
         hidden: How many do not.
-        selector: Of the rows that do.
         vectors: float32, shape (written, dimension): each vector that was written, in that order.
         alive: Which of them count still.
         slots: Those by id.
@@ -124,7 +127,6 @@ class _Snapshot:
     revision: int
     bitmap: NDArray[np.uint8] | None
     hidden: int
-    selector: faiss.IDSelector | None
     vectors: NDArray[np.float32]
     alive: NDArray[np.bool_]
     slots: dict[str, int]
@@ -184,15 +186,23 @@ class UpdatedIndex(Index):
                 "put back a copy of both"
             )
         self._written: list[Record] = []
+        # What filters ask for of the records that were written, as the base has it.
+        self._columns = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._columns.execute("CREATE TABLE records (row INTEGER PRIMARY KEY, id, label, attributes)")
+        self._columns_lock = threading.Lock()
         self._vectors = np.empty((0, self.dimension), np.float32)
-        self._snapshot = _Snapshot(
-            0, None, 0, None, self._vectors, np.empty(0, np.bool_), {}, self.manifest.count
-        )
+        self._snapshot = _Snapshot(0, None, 0, self._vectors, np.empty(0, np.bool_), {}, self.manifest.count)
         try:
             self.apply(list(changes), state.revision)
         except BaseException:
             self.close()
             raise
+
+    def close(self) -> None:
+        """Close its files, and let go of what was written. No search may be under way."""
+        super().close()
+        if hasattr(self, "_columns"):
+            self._columns.close()
 
     @property
     def count(self) -> int:
@@ -223,7 +233,7 @@ class UpdatedIndex(Index):
         snapshot = self._snapshot
         slots = dict(snapshot.slots)
         bitmap = snapshot.bitmap
-        rows = [row for row in super().rows([c.id for c in changes]).values() if snapshot.has_row(row)]
+        rows = [row for row in super().rows_of([c.id for c in changes]).values() if snapshot.has_row(row)]
         if rows:
             bitmap = (
                 np.full((self.manifest.count + 7) // 8, 255, np.uint8) if bitmap is None else bitmap.copy()
@@ -243,7 +253,6 @@ class UpdatedIndex(Index):
             revision,
             bitmap,
             hidden,
-            snapshot.selector if bitmap is snapshot.bitmap else faiss.IDSelectorBitmap(bitmap),  # type: ignore[call-arg, arg-type]
             self._vectors[: len(self._written)],
             alive,
             slots,
@@ -263,19 +272,25 @@ class UpdatedIndex(Index):
             grown[:slot] = self._vectors
             self._vectors = grown
         self._vectors[slot] = vector
+        attributes = None if record.attributes is None else json.dumps(record.attributes, ensure_ascii=False)
+        with self._columns_lock:
+            self._columns.execute(
+                "INSERT INTO records VALUES (?, ?, ?, ?)", (slot, record.id, record.label, attributes)
+            )
         self._written.append(record)
 
-    def rows(self, ids: Sequence[str]) -> dict[str, int]:
-        """Find records by id: the row of each id that there is."""
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The rows of records by id; an id that no record has is left out."""
+        ids = list(ids)
         snapshot = self._snapshot
-        found = {name: row for name, row in super().rows(ids).items() if snapshot.has_row(row)}
+        found = {name: row for name, row in super().rows_of(ids).items() if snapshot.has_row(row)}
         found.update(
             (name, self.manifest.count + snapshot.slots[name]) for name in ids if name in snapshot.slots
         )
         return found
 
     def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Read vectors by row, in the order asked for: float32, shape (rows, dimension)."""
+        """The vectors of records by row, in the order asked for: float32, shape (rows, dimension)."""
         wanted = np.asarray(rows, np.int64)
         written = wanted >= self.manifest.count
         found = np.empty((len(wanted), self.dimension), np.float32)
@@ -292,23 +307,84 @@ class UpdatedIndex(Index):
             base = np.flatnonzero(bits)
         return snapshot.revision, np.concatenate([base, self.manifest.count + np.flatnonzero(snapshot.alive)])
 
-    def _nearest(
-        self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
+    def search_rows(
+        self,
+        vectors: NDArray[np.float32],
+        top_k: int,
+        *,
+        accuracy: Accuracy = "balanced",
+        matching: Matching | None = None,
+        stable: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As ``Index.search_rows``, in the records that there are when it is called, or ``matching`` was."""
+        matching = matching or _everything(self._snapshot, self.manifest.count)
+        return super().search_rows(vectors, top_k, accuracy=accuracy, matching=matching, stable=stable)
+
+    def matching(self, filter: Filter) -> Matching:  # noqa: A002
+        """The rows that a filter lets through, of the records that there are at this moment.
+
+        Raises:
+            FilterError: The filter is over a limit.
+        """
         snapshot = self._snapshot
-        # Records may have been deleted since k was chosen.
-        k = min(k, snapshot.count)
-        scores = [np.empty((len(vectors), 0), np.float32)]
-        rows = [np.empty((len(vectors), 0), np.int64)]
-        if in_base := min(k, self.manifest.count - snapshot.hidden):
-            found = self._nearest_selected(vectors, in_base, accuracy, snapshot.selector)
-            scores.append(found[0])
-            rows.append(found[1])
-        if in_written := min(k, len(snapshot.slots)):
-            found = exact_top_k(vectors, snapshot.vectors, in_written, snapshot.alive)
-            scores.append(found[0])
-            rows.append(found[1] + self.manifest.count)
-        all_scores, all_rows = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
+        base = super().matching(filter)
+        if snapshot.bitmap is not None:
+            bits = base.bits & snapshot.bitmap
+            base = Matching(bits, int(np.bitwise_count(bits).sum()))
+        condition, parameters = to_sql(filter)
+        select = f"SELECT row FROM records WHERE {condition}"  # noqa: S608, to_sql binds all that came
+        with self._columns_lock, closing(self._columns.execute(select, parameters)) as cursor:
+            slots = np.fromiter((row for (row,) in cursor), np.int64)
+        written = np.zeros(len(snapshot.alive), np.bool_)
+        # Others may have been written since.
+        written[slots[slots < len(written)]] = True
+        written &= snapshot.alive
+        return _Matching(base.bits, base.count + int(written.sum()), base, snapshot.vectors, written)
+
+    def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
+        """The labels of records by row; None where one has none."""
+        wanted = set(rows)
+        in_base = {row for row in wanted if row < self.manifest.count}
+        found = super().labels(in_base)
+        found.update((row, self._written[row - self.manifest.count].label) for row in wanted - in_base)
+        return found
+
+    def _exact_of(
+        self, vectors: NDArray[np.float32], k: int, matching: Matching | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if not isinstance(matching, _Matching):
+            return super()._exact_of(vectors, k, matching)
+        found = []
+        if in_base := min(k, matching.count - matching.in_written):
+            found.append(super()._exact_of(vectors, in_base, matching.base))
+        return self._with_written(found, vectors, k, matching)
+
+    def _nearest_of(
+        self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy, matching: Matching
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if not isinstance(matching, _Matching):
+            return super()._nearest_of(vectors, k, accuracy, matching)
+        found = []
+        if in_base := min(k, matching.count - matching.in_written):
+            if matching.base is None:
+                found.append(self._nearest(vectors, in_base, accuracy))
+            else:
+                found.append(super()._nearest_of(vectors, in_base, accuracy, matching.base))
+        return self._with_written(found, vectors, k, matching)
+
+    def _with_written(
+        self,
+        found: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
+        vectors: NDArray[np.float32],
+        k: int,
+        matching: "_Matching",
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best k of what was found in the base and of what was written, at least one of them."""
+        if in_written := min(k, matching.in_written):
+            scores, slots = exact_top_k(vectors, matching.vectors, in_written, matching.written)
+            found.append((scores, slots + self.manifest.count))
+        all_scores = np.concatenate([scores for scores, _ in found], axis=1)
+        all_rows = np.concatenate([rows for _, rows in found], axis=1)
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
         return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
 
@@ -318,6 +394,35 @@ class UpdatedIndex(Index):
         found = super()._fetch(in_base)
         found.update((row, self._written[row - self.manifest.count]) for row in wanted - in_base)
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Matching(Matching):
+    """Some rows of an updated index, at one moment.
+
+    Attributes:
+        bits: Of the base's rows.
+        count: How many rows they are in all.
+        base: Of the base's rows; None for all.
+        vectors: That were written.
+        written: Which of them; bool, shape (written,).
+    """
+
+    base: Matching | None
+    vectors: NDArray[np.float32]
+    written: NDArray[np.bool_]
+
+    @property
+    def in_written(self) -> int:
+        """How many of the rows were written."""
+        return int(self.written.sum())
+
+
+def _everything(snapshot: _Snapshot, rows: int) -> _Matching:
+    """All records of a snapshot, whose base has so many rows."""
+    base = None if snapshot.bitmap is None else Matching(snapshot.bitmap, rows - snapshot.hidden)
+    bits = np.empty(0, np.uint8) if base is None else base.bits
+    return _Matching(bits, snapshot.count, base, snapshot.vectors, snapshot.alive)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -432,7 +537,7 @@ class IndexUpdates:
         last = {record.id or "": number for number, record in enumerate(records)}
         with self._changing:
             self._check_open()
-            there = self.index.rows([*last, *deletes])
+            there = self.index.rows_of([*last, *deletes])
             gone = {name for name in deletes if name in there}
             # Numbers of the last of each id, so that the records come in the order of the batch.
             written = [Change(records[n].id or "", records[n], vectors[n]) for n in sorted(last.values())]

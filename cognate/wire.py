@@ -19,11 +19,24 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.errors import CognateError
+from cognate.filters import And, Exists, Filter, In, Not, Or, Prefix, Range, Value, check, field_text, parse
 from cognate.records import Accuracy, Hit, Record
-from cognate.v1 import embedding_pb2, index_pb2, info_pb2, search_pb2
+from cognate.v1 import embedding_pb2, filter_pb2, index_pb2, info_pb2, search_pb2
 
-Query = str | NDArray[Any]
-"""A text, or a vector that was encoded before: any real dtype, shape (dimension,)."""
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """A query for what is like a record of the index; the record itself is left out of the hits.
+
+    Attributes:
+        id: The record's id.
+    """
+
+    id: str
+
+
+Query = str | NDArray[Any] | Like
+"""A text, a vector that was encoded before (any real dtype, shape (dimension,)), or a record of the index."""
 
 Priority = Literal["interactive", "bulk"]
 """What a server serves first, and what it serves with the rest of its time."""
@@ -380,14 +393,22 @@ def search_request(
     include_text: bool,
     include_attributes: bool,
     accuracy: Accuracy = "balanced",
+    filter: str | Filter | None = None,  # noqa: A002
+    group_by_label: bool = False,
+    offset: int | None = None,
+    exclude_ids: Sequence[str] = (),
 ) -> search_pb2.SearchRequest:
     """Make a request to search, with any number of queries; ``split`` makes it fit a server.
 
     Raises:
-        CognateError: A query is neither a text nor a finite vector, there is none, or an argument is out
-            of range.
+        CognateError: A query is neither a text, a finite vector nor a ``Like``, there is none, an argument is
+            out of range, or the filter cannot be read.
     """
     _check_list("queries", queries)
+    if isinstance(exclude_ids, str):
+        raise CognateError("exclude_ids is a string; give a list, even of one id")
+    for position, identifier in enumerate(exclude_ids):
+        _check_id("exclude_ids", position, identifier)
     if min_score is not None and not math.isfinite(min_score):
         raise CognateError(f"min_score is {min_score}; give a cosine between -1 and 1, or None")
     return search_pb2.SearchRequest(
@@ -400,7 +421,67 @@ def search_request(
         omit_text=not include_text,
         omit_attributes=not include_attributes,
         accuracy=_accuracy(accuracy),
+        filter=None if filter is None else filter_message(filter),
+        group_by_label=group_by_label,
+        offset=None if offset is None else _at_least("offset", offset, 0),
+        exclude_ids=exclude_ids,
     )
+
+
+def filter_message(filter: str | Filter) -> filter_pb2.Filter:  # noqa: A002
+    """Write a filter as a message.
+
+    Args:
+        filter: In its text form, or as ``cognate.filters`` has it.
+
+    Raises:
+        FilterError: It cannot be read, or is over a limit.
+    """
+    if isinstance(filter, str):
+        filter = parse(filter)  # noqa: A001
+    else:
+        check(filter)
+    return _filter_message(filter)
+
+
+def _filter_message(filter: Filter) -> filter_pb2.Filter:  # noqa: A002
+    match filter:
+        case And(filters):
+            return filter_pb2.Filter(all=_filter_list(filters))
+        case Or(filters):
+            return filter_pb2.Filter(any=_filter_list(filters))
+        case Not(inner):
+            return filter_pb2.Filter(none=_filter_list([inner]))
+        case In(field, values):
+            equals = filter_pb2.FilterEquals(field=field_text(field), values=map(_filter_value, values))
+            return filter_pb2.Filter(equals=equals)
+        case Range(field):
+            bounds = {
+                name: None if bound is None else _filter_value(bound)
+                for name in ("above", "at_least", "below", "at_most")
+                for bound in (getattr(filter, name),)
+            }
+            return filter_pb2.Filter(range=filter_pb2.FilterRange(field=field_text(field), **bounds))
+        case Prefix(field, prefix):
+            return filter_pb2.Filter(prefix=filter_pb2.FilterPrefix(field=field_text(field), prefix=prefix))
+        case Exists(field):
+            return filter_pb2.Filter(exists=field_text(field))
+
+
+def _filter_list(filters: Iterable[Filter]) -> filter_pb2.FilterList:
+    return filter_pb2.FilterList(filters=map(_filter_message, filters))
+
+
+def _filter_value(value: Value) -> filter_pb2.FilterValue:
+    match value:
+        case str():
+            return filter_pb2.FilterValue(text=value)
+        case bool():
+            return filter_pb2.FilterValue(boolean=value)
+        case int():
+            return filter_pb2.FilterValue(integer=value)
+        case float():
+            return filter_pb2.FilterValue(number=value)
 
 
 def split(request: _Request, limits: Limits, start: int = 0) -> Iterator[tuple[int, _Request]]:
@@ -426,9 +507,8 @@ def split(request: _Request, limits: Limits, start: int = 0) -> Iterator[tuple[i
     settings = type(request)()
     settings.CopyFrom(request)
     settings.ClearField(field)
-    for first, end in _ranges(
-        sizes, min(most, limits.max_texts), limits.max_message_bytes - REQUEST_OVERHEAD
-    ):
+    room = limits.max_message_bytes - REQUEST_OVERHEAD - settings.ByteSize()
+    for first, end in _ranges(sizes, min(most, limits.max_texts), room):
         part = type(request)()
         part.CopyFrom(settings)
         getattr(part, field).extend(items[first:end])
@@ -618,6 +698,9 @@ def _hit(hit: search_pb2.Hit) -> Hit:
 
 
 def _query(position: int, query: object) -> search_pb2.Query:
+    if isinstance(query, Like):
+        _check_id("queries", position, query.id)
+        return search_pb2.Query(id=query.id)
     if isinstance(query, str):
         _check_unicode("queries", position, query)
         return search_pb2.Query(text=query)
@@ -628,7 +711,8 @@ def _query(position: int, query: object) -> search_pb2.Query:
             else f"of type {type(query).__name__}"
         )
         raise CognateError(
-            f"queries[{position}] is {what}; give a string, or a vector: a numpy array of shape (dimension,)"
+            f"queries[{position}] is {what}; give a string, a vector (a numpy array of shape (dimension,)), "
+            "or a Like"
         )
     with np.errstate(over="ignore"):
         vector = query.astype("<f4")
@@ -698,6 +782,14 @@ def _is_header(value: object) -> bool:
     return isinstance(value, str) and bool(value) and all("!" <= character <= "~" for character in value)
 
 
+def _check_id(field: str, position: int, identifier: object) -> None:
+    if not isinstance(identifier, str):
+        raise CognateError(
+            f"{field}[{position}] has an id of type {type(identifier).__name__}; give a string"
+        )
+    _check_unicode(field, position, identifier)
+
+
 def _check_unicode(field: str, position: int, text: str) -> None:
     try:
         text.encode()
@@ -708,9 +800,13 @@ def _check_unicode(field: str, position: int, text: str) -> None:
 
 
 def _at_least_one(name: str, value: int) -> int:
+    return _at_least(name, value, 1)
+
+
+def _at_least(name: str, value: int, least: int) -> int:
     # operator.index takes numpy's whole numbers too, and no float.
-    if not hasattr(value, "__index__") or not 1 <= operator.index(value) <= _MAX_UINT32:
-        raise CognateError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    if not hasattr(value, "__index__") or not least <= operator.index(value) <= _MAX_UINT32:
+        raise CognateError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     return operator.index(value)
 
 

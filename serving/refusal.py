@@ -105,6 +105,19 @@ def no_such_index(name: str, known: Sequence[str]) -> Refusal:
     return Refusal(grpc.StatusCode.NOT_FOUND, "NO_SUCH_INDEX", sentence)
 
 
+def no_such_record(field: str, identifier: str) -> Refusal:
+    """A search with a record that is not in the index."""
+    shown = identifier if len(identifier) <= 64 else f"{identifier[:64]}…"
+    description = f"the index has no record with the id {shown!r}"
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    return Refusal(
+        grpc.StatusCode.NOT_FOUND,
+        "NO_SUCH_RECORD",
+        f"{field}: {description}",
+        [error_details_pb2.BadRequest(field_violations=[violation])],
+    )
+
+
 def no_previous_version(name: str) -> Refusal:
     """A rollback of an index that had no other version before."""
     return Refusal(

@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from cognate.bundle import BundleManifest
 from cognate.index import Index
+from cognate.narrowing import MAX_EXCLUDED, Narrowing, narrowed_rows
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Record
 from cognate.v1 import search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
+from serving.filter_messages import read_filter
 from serving.indexes import IndexRegistry, Version
 from serving.queue import Caller
-from serving.refusal import Refusal, bad_field
+from serving.refusal import Refusal, bad_field, no_such_record
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
 from serving.streams import Chunk, chunks, in_order
@@ -114,6 +116,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SearchResponse:
         vectors = np.empty((len(request.queries), self._dimension), np.float32)
         texts: dict[int, str] = {}
+        ids: dict[int, str] = {}
         for position, query in enumerate(request.queries):
             kind = query.WhichOneof("input")
             if kind == "text":
@@ -126,11 +129,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 vectors[position] = read_vector(
                     f"queries[{position}].embedding", query.embedding, self._dimension
                 )
+            elif kind == "id":
+                ids[position] = query.id
             else:
-                raise bad_field(f"queries[{position}]", "has neither a text nor an embedding")
+                raise bad_field(f"queries[{position}]", "has neither a text nor an embedding, nor an id")
+        narrowing = _narrowing(request)
         encoded = await self._encode(texts, vectors, request, context, caller, streamed=streamed)
         started = time.monotonic()
-        results = await version.run(self._threads, _find, vectors, request)
+        results = await version.run(self._threads, _find, vectors, ids, request, narrowing)
         response = search_pb2.SearchResponse(
             results=results,
             index=name,
@@ -178,25 +184,57 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         # Also false where it is not a number.
         if request.HasField("min_score") and not -1 <= request.min_score <= 1:
             raise bad_field("min_score", f"is {request.min_score:g}; it must be a cosine, -1 to 1")
-
+        if request.offset > self._settings.max_top_k - request.top_k:
+            raise bad_field(
+                "offset", f"is {request.offset}; with top_k it may be up to {self._settings.max_top_k}"
+            )
+        if len(request.exclude_ids) > MAX_EXCLUDED:
+            raise bad_field(
+                "exclude_ids", f"has {len(request.exclude_ids)}; a search leaves out up to {MAX_EXCLUDED}"
+            )
         if request.accuracy not in _ACCURACIES:
             raise bad_field("accuracy", f"{request.accuracy} is no Accuracy")
 
 
+def _narrowing(request: search_pb2.SearchRequest) -> Narrowing:
+    return Narrowing(
+        filter=read_filter("filter", request.filter) if request.HasField("filter") else None,
+        exclude_ids=tuple(request.exclude_ids),
+        group_by_label=request.group_by_label,
+        offset=request.offset if request.HasField("offset") else None,
+    )
+
+
 def _find(
-    index: Index, vectors: NDArray[np.float32], request: search_pb2.SearchRequest
+    index: Index,
+    vectors: NDArray[np.float32],
+    ids: Mapping[int, str],
+    request: search_pb2.SearchRequest,
+    narrowing: Narrowing,
 ) -> list[search_pb2.QueryHits]:
-    """Search, fetch the records, and write the hits; in a thread, for all three take their time."""
-    scores, rows = index.search_rows(vectors, request.top_k, accuracy=_ACCURACIES[request.accuracy])
-    counts = np.full(len(rows), rows.shape[1])
-    if request.HasField("min_score"):
-        # Best first, so that those to keep come first.
-        counts = (scores >= request.min_score).sum(axis=1)
+    """Search, fetch the records, and write the hits; in a thread, for all three take their time.
+
+    Args:
+        index: Where.
+        vectors: Of the queries; those that are searched by id are put into it.
+        ids: Of records to search with, by the query's position.
+        request: Checked.
+        narrowing: Read from it.
+    """
+    found = narrowed_rows(
+        index,
+        vectors,
+        request.top_k,
+        narrowing,
+        accuracy=_ACCURACIES[request.accuracy],
+        min_score=request.min_score if request.HasField("min_score") else None,
+        own_rows=_put_vectors(index, vectors, ids) if ids else (),
+    )
     results = []
     size = 0
-    for query, count in enumerate(counts.tolist()):
-        records = index.records(rows[query, :count].tolist())
-        result = _write_hits(records, scores[query, :count].tolist(), request)
+    for scores, rows in found:
+        records = index.records(rows.tolist())
+        result = _write_hits(records, scores.tolist(), request)
         size += result.ByteSize()
         if size > MAX_ANSWER_BYTES:
             raise bad_field(
@@ -204,6 +242,28 @@ def _find(
             )
         results.append(result)
     return results
+
+
+def _put_vectors(index: Index, vectors: NDArray[np.float32], ids: Mapping[int, str]) -> list[int | None]:
+    """Put the vectors of records into the rows of the queries that ask with them.
+
+    Returns:
+        The record's row in the index for each query, None for a query that is no record.
+    """
+    found = index.rows_of(set(ids.values()))
+    own: list[int | None] = [None] * len(vectors)
+    for position, identifier in ids.items():
+        if identifier not in found:
+            raise no_such_record(f"queries[{position}].id", identifier)
+        own[position] = found[identifier]
+    stored = index.vectors([found[identifier] for identifier in ids.values()])
+    for position, vector in zip(ids, stored, strict=True):
+        if not vector.any():
+            raise bad_field(
+                f"queries[{position}].id", "is of a record with a vector of zeros, which has no direction"
+            )
+    vectors[list(ids)] = stored
+    return own
 
 
 def _write_hits(

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from cognate.artifact import publishing
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
+from cognate.filters import parse
 from cognate.index import Index, IndexWriter
 from cognate.index_kinds import Layout
+from cognate.narrowing import Narrowing
 from cognate.records import Record
 from cognate.update_log import LOG, Change, State, UpdateLog, read_log
 from cognate.updates import IndexUpdates, UpdatedIndex, open_index, state_of, updates_folder
@@ -168,7 +170,7 @@ def test_an_updated_index_is_as_one_that_was_built_from_what_is_left(
     (hits,) = updates.index.search(query, top_k)
     assert [(hit.id, hit.text) for hit in hits] == [(name, text) for name, (text, _) in ranked]
     assert updates.index.count == len(model)
-    rows = updates.index.rows([*model, "no such id"])
+    rows = updates.index.rows_of([*model, "no such id"])
     assert rows.keys() == model.keys()
     for name, row in rows.items():
         assert updates.index.records([row])[0].text == model[name][0]
@@ -194,6 +196,63 @@ def test_an_index_of_any_kind_is_updated_and_stays_of_its_kind(
         assert updates.index.search(unit_vectors(1, seed=5), 1)[0][0].id == "new"
         assert (updates.index.manifest.kind, updates.index.manifest.storage) == kind
         updates.compact()
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout("hnsw", "int8")], ids=lambda layout: f"{layout.kind}-{layout.storage}"
+)
+def test_filters_pages_and_groups_see_what_is_there_now(
+    tmp_path: Path, bundle: Bundle, layout: Layout
+) -> None:
+    updates = IndexUpdates(build(tmp_path / "index", bundle, 300, layout))
+    new = [Record(f"new {n}", f"label {n % 3}", f"id-{n}", {"row": n + 1000}) for n in range(0, 600, 4)]
+    vectors = unit_vectors(len(new), seed=4)
+    updates.apply(new, vectors, [f"id-{n}" for n in range(1, 300, 3)])
+    model = {f"id-{n}": (n, f"label {n}", vector) for n, vector in enumerate(unit_vectors(300)) if n % 3 != 1}
+    model.update(
+        (f"id-{n}", (n + 1000, f"label {n % 3}", vectors[number]))
+        for number, n in enumerate(range(0, 600, 4))
+    )
+    query = unit_vectors(1, seed=8)
+    for text, keeps in (
+        ("row < 50", lambda row, label: row < 50),
+        ("row >= 1000", lambda row, label: row >= 1000),
+        ("row < 150 or row > 1200", lambda row, label: row < 150 or row > 1200),
+        ("not row >= 1000", lambda row, label: row < 1000),
+        ("row < -1", lambda row, label: False),
+    ):
+        for _ in range(2):
+            kept = {name: value for name, value in model.items() if keeps(*value[:2])}
+            ranked = sorted(kept, key=lambda name: -float(kept[name][2] @ query[0]))
+            narrowing = Narrowing(filter=parse(text), exclude_ids=tuple(ranked[:2]))
+            (hits,) = updates.index.search(query, 1000, narrowing=narrowing, accuracy="exact")
+            assert [hit.id for hit in hits] == ranked[2:]
+            pages = [
+                hit.id
+                for offset in range(0, len(ranked), 37)
+                for hit in updates.index.search(
+                    query, 37, narrowing=Narrowing(filter=parse(text), offset=offset)
+                )[0]
+            ]
+            assert pages == ranked
+            labels = {value[1] for value in kept.values()}
+            (groups,) = updates.index.search(
+                query, 1000, narrowing=Narrowing(filter=parse(text), group_by_label=True)
+            )
+            assert len(groups) == len(labels)
+            assert {hit.label for hit in groups} == labels
+            updates.compact()
+
+
+def test_what_a_filter_let_through_is_found_whatever_is_updated_meanwhile(folder: Path) -> None:
+    updates = IndexUpdates(folder)
+    updates.apply(written("a", "id-1"), unit_vectors(2, seed=1))
+    matching = updates.index.matching(parse('of = "new" or row < 5'))
+    _, before = updates.index.search_rows(unit_vectors(1), 100, matching=matching)
+    updates.apply(written("a", "b", "id-2"), unit_vectors(3, seed=2), ["id-3"])
+    _, after = updates.index.search_rows(unit_vectors(1), 100, matching=matching)
+    assert before.shape == (1, 6)
+    np.testing.assert_array_equal(before, after)
 
 
 def test_what_a_search_found_is_fetched_whatever_is_updated_meanwhile(folder: Path) -> None:

@@ -9,10 +9,11 @@ from rich.table import Table
 from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.terminal import note, out, print_json
 from cognate.records import Hit
+from cognate.wire import Like
 
 
 def search(
-    text: Annotated[str, typer.Argument(help="What to search for.")],
+    text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     target: Target = TARGET,
     top_k: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
     index: Annotated[str | None, typer.Option(help="Name of the index, where there are several.")] = None,
@@ -22,6 +23,22 @@ def search(
     accuracy: Annotated[
         Literal["fast", "balanced", "exact"], typer.Option(help="What an index that is not flat may miss.")
     ] = "balanced",
+    filter: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(help="Which records may be found, such as 'lang = \"en\" and year >= 2020'."),
+    ] = None,
+    group_by_label: Annotated[
+        bool, typer.Option("--group-by-label", help="Give only the best hit of each label.")
+    ] = False,
+    offset: Annotated[
+        int | None, typer.Option(min=0, help="Pass over so many hits; the search is then exact.")
+    ] = None,
+    exclude_id: Annotated[
+        list[str] | None, typer.Option(help="Leave out the record of this id. May be repeated.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Instead of a text: search for what is like the record of this id.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -34,8 +51,21 @@ def search(
 
     Example: cognate search "How do I learn Python?" --top-k 5
     """
+    query = text if like is None else Like(like)
+    if query is None or (text is not None and like is not None):
+        raise typer.BadParameter("give a text to search for, or --like ID, one of the two")
     with connect(target, timeout, tls, tls_ca, tls_client) as client:
-        hits = client.search(text, top_k=top_k, index=index, min_score=min_score, accuracy=accuracy)
+        hits = client.search(
+            query,
+            top_k=top_k,
+            index=index,
+            min_score=min_score,
+            accuracy=accuracy,
+            filter=filter,
+            group_by_label=group_by_label,
+            offset=offset,
+            exclude_ids=exclude_id or (),
+        )
     if as_json:
         print_json(
             [
@@ -53,8 +83,13 @@ def search(
     if hits:
         out.print(hits_table(hits))
     if len(hits) < top_k:
-        bound = "" if min_score is None else f" with a score of at least {min_score}"
-        note(f"the index has {len(hits)} hits{bound}, fewer than the {top_k} asked for")
+        what = "labels" if group_by_label else "hits"
+        bounds = [
+            "" if min_score is None else f" with a score of at least {min_score}",
+            "" if filter is None else " that match the filter",
+            "" if offset is None else f" after the first {offset}",
+        ]
+        note(f"the index has {len(hits)} {what}{''.join(bounds)}, fewer than the {top_k} asked for")
 
 
 def hits_table(hits: Sequence[Hit]) -> Table:

@@ -33,6 +33,7 @@ class EmbeddingServiceStub:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.
@@ -79,6 +80,7 @@ class EmbeddingServiceServicer:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.
@@ -157,6 +159,7 @@ class EmbeddingService:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.

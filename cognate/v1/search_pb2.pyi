@@ -1,4 +1,5 @@
 from cognate.v1 import embedding_pb2 as _embedding_pb2
+from cognate.v1 import filter_pb2 as _filter_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -21,15 +22,17 @@ ACCURACY_BALANCED: Accuracy
 ACCURACY_EXACT: Accuracy
 
 class Query(_message.Message):
-    __slots__ = ("text", "embedding")
+    __slots__ = ("text", "embedding", "id")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     text: str
     embedding: _embedding_pb2.Embedding
-    def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ...) -> None: ...
+    id: str
+    def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ..., id: _Optional[str] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("queries", "index", "top_k", "min_score", "input_type", "truncation", "omit_text", "omit_attributes", "accuracy")
+    __slots__ = ("queries", "index", "top_k", "min_score", "input_type", "truncation", "omit_text", "omit_attributes", "accuracy", "filter", "group_by_label", "offset", "exclude_ids")
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +42,10 @@ class SearchRequest(_message.Message):
     OMIT_TEXT_FIELD_NUMBER: _ClassVar[int]
     OMIT_ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_LABEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_IDS_FIELD_NUMBER: _ClassVar[int]
     queries: _containers.RepeatedCompositeFieldContainer[Query]
     index: str
     top_k: int
@@ -48,7 +55,11 @@ class SearchRequest(_message.Message):
     omit_text: bool
     omit_attributes: bool
     accuracy: Accuracy
-    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., index: _Optional[str] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., input_type: _Optional[_Union[_embedding_pb2.InputType, str]] = ..., truncation: _Optional[_Union[_embedding_pb2.Truncation, str]] = ..., omit_text: _Optional[bool] = ..., omit_attributes: _Optional[bool] = ..., accuracy: _Optional[_Union[Accuracy, str]] = ...) -> None: ...
+    filter: _filter_pb2.Filter
+    group_by_label: bool
+    offset: int
+    exclude_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., index: _Optional[str] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., input_type: _Optional[_Union[_embedding_pb2.InputType, str]] = ..., truncation: _Optional[_Union[_embedding_pb2.Truncation, str]] = ..., omit_text: _Optional[bool] = ..., omit_attributes: _Optional[bool] = ..., accuracy: _Optional[_Union[Accuracy, str]] = ..., filter: _Optional[_Union[_filter_pb2.Filter, _Mapping]] = ..., group_by_label: _Optional[bool] = ..., offset: _Optional[int] = ..., exclude_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "text", "label", "attributes")

@@ -56,8 +56,9 @@ class SearchServiceServicer:
         the request, best first.
 
         INVALID_ARGUMENT: no query, too many, an empty one, top_k or min_score out of range, a vector with
-        the wrong number of components, one that is not finite or nothing but zeros, an answer over 64 MiB.
-        NOT_FOUND: no index of that name.
+        the wrong number of components, one that is not finite or nothing but zeros, an answer over 64 MiB, a
+        filter that cannot be read or is over a limit.
+        NOT_FOUND: no index of that name, or no record of an id that is searched with.
         RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE: as in EmbeddingService.Encode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

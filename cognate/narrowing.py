@@ -1,0 +1,117 @@
+"""What narrows a search: filters, records left out, one hit a label, and pages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cognate.filters import Filter
+from cognate.records import Accuracy
+
+if TYPE_CHECKING:
+    from cognate.index import Index
+
+MAX_EXCLUDED = 1000
+"""Ids that a search may leave out."""
+
+FIRST_DEPTH = 4
+"""Hits that are looked at first for each label that is asked for; then four times as many, and so on."""
+
+MAX_DEPTH = 16384
+"""Hits that are looked at for as many labels as are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What narrows a search.
+
+    Attributes:
+        filter: Which records may be found; None for all.
+        exclude_ids: Records that are left out; an id that no record has does nothing.
+        group_by_label: Whether only the best hit of each label is given. A record without a label is one
+            of its own. Where the nearest MAX_DEPTH hits have fewer labels than asked for, those are given.
+        offset: How many of the first hits, or labels, are passed over; None, unlike 0, where the hits are no
+            page. Pages are searched exactly, so that they neither overlap nor leave a hit out.
+    """
+
+    filter: Filter | None = None
+    exclude_ids: tuple[str, ...] = ()
+    group_by_label: bool = False
+    offset: int | None = None
+
+
+def narrowed_rows(
+    index: "Index",
+    vectors: NDArray[np.float32],
+    top_k: int,
+    narrowing: Narrowing,
+    *,
+    accuracy: Accuracy = "balanced",
+    min_score: float | None = None,
+    own_rows: Sequence[int | None] = (),
+) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Find the rows nearest to each vector, of those that are asked for.
+
+    Args:
+        index: Where.
+        vectors: float32, shape (queries, dimension), unit length.
+        top_k: Hits for each, at least 1.
+        narrowing: What is asked for.
+        accuracy: As ``Index.search``.
+        min_score: Leave out hits with a smaller cosine.
+        own_rows: A row for each query that is left out of its hits, or None; none at all for none.
+
+    Returns:
+        Cosines, float32, and rows, int64, of each query, best first.
+
+    Raises:
+        CognateError: As ``Index.search``.
+    """
+    matching = None if narrowing.filter is None else index.matching(narrowing.filter)
+    excluded = list(index.rows_of(narrowing.exclude_ids).values())
+    left_out = [excluded if row is None else [*excluded, row] for row in own_rows or [None] * len(vectors)]
+    labels: dict[int, str | None] = {}
+    first = narrowing.offset or 0
+    wanted = first + top_k
+    bound = wanted + len(excluded) + 1
+    depth = wanted + max(map(len, left_out), default=0)
+    if narrowing.group_by_label:
+        bound = max(bound, MAX_DEPTH)
+        depth = max(depth, min(bound, FIRST_DEPTH * wanted))
+    while True:
+        scores, rows = index.search_rows(
+            vectors, depth, accuracy=accuracy, matching=matching, stable=narrowing.offset is not None
+        )
+        everything = rows.shape[1] < depth or depth >= bound
+        found = []
+        complete = True
+        for some_scores, some_rows, without in zip(scores, rows, left_out, strict=True):
+            keep = np.ones(len(some_rows), np.bool_)
+            if without:
+                keep &= ~np.isin(some_rows, without)
+            if min_score is not None:
+                keep &= some_scores >= min_score
+            if narrowing.group_by_label:
+                missing = [row for row in some_rows[keep].tolist() if row not in labels]
+                labels.update(index.labels(missing))
+                keep[keep] = _firsts([labels[row] for row in some_rows[keep].tolist()])
+                # Lower scores come after the last; once that is too low, there is no more.
+                below = min_score is not None and len(some_scores) and some_scores[-1] < min_score
+                complete &= bool(below) or int(keep.sum()) >= wanted
+            found.append((some_scores[keep][first:wanted], some_rows[keep][first:wanted]))
+        if complete or everything:
+            return found
+        depth = min(bound, depth * FIRST_DEPTH)
+
+
+def _firsts(labels: Sequence[str | None]) -> list[bool]:
+    """Whether each label is the first of its kind; None always is."""
+    seen: set[str] = set()
+    firsts = []
+    for label in labels:
+        firsts.append(label is None or label not in seen)
+        if label is not None:
+            seen.add(label)
+    return firsts
