@@ -316,16 +316,17 @@ def _rename(partial: Path, destination: Path, kind: str, *, force: bool) -> None
         shutil.rmtree(old)
     else:
         partial.rename(destination)
-    _sync(destination.absolute().parent)
+    sync_path(destination.absolute().parent)
 
 
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder``, and itself, to the disk."""
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync_path(path)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

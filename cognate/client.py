@@ -28,7 +28,7 @@ from cognate import wire
 from cognate.bundle import InputType
 from cognate.errors import CognateError
 from cognate.filters import Filter
-from cognate.records import Accuracy, Hit
+from cognate.records import Accuracy, Hit, Record
 from cognate.retries import MAX_ATTEMPTS, Attempts
 from cognate.v1 import (
     embedding_pb2,
@@ -48,6 +48,7 @@ from cognate.wire import (
     Query,
     ServerInfo,
     TextStream,
+    Upserted,
 )
 
 DEFAULT_PORT = 50051
@@ -77,7 +78,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
-_POSITION = re.compile(r"^(texts|queries)\[(\d+)\]")
+_POSITION = re.compile(r"^(texts|queries|records|ids)\[(\d+)\]")
 _CLOSED = re.compile(r"failed to connect.*Socket closed")
 _TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -480,6 +481,62 @@ class Client:
         """
         self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
 
+    def upsert(
+        self,
+        records: Sequence[Record],
+        *,
+        index: str | None = None,
+        vectors: NDArray[Any] | None = None,
+        fingerprint: str | None = None,
+        allow_truncation: bool = True,
+        timeout: float | None = None,
+    ) -> Upserted:
+        """Write records to an index; each takes the place of the one with its id, or is new.
+
+        Args:
+            records: At least one, each with an id. Of two with one id the last counts. A list longer than the
+                server takes, or than 256, is sent in several calls, one after another; each is written wholly
+                or not at all, and those before a call that fails are.
+            index: The index to write to. None: the only one, or the one named "default".
+            vectors: Of the records' texts as passages: any real dtype, shape (records, dimension). None: the
+                server encodes the texts.
+            fingerprint: Of the bundle that the vectors are of, such as ``Embeddings.fingerprint``.
+            allow_truncation: Whether a text longer than the model takes is cut; else it is refused.
+            timeout: Seconds that each call may take. None: the client's.
+
+        Raises:
+            RequestError: The server refused or did not answer. What it did not answer may be written.
+            CognateError: The arguments cannot be sent, or a text is longer than the server takes.
+        """
+        requests = wire.upsert_requests(
+            records,
+            index=index,
+            vectors=vectors,
+            fingerprint=fingerprint,
+            allow_truncation=allow_truncation,
+            limits=self._get_limits(timeout),
+        )
+        answers = [self._call(self._methods.upsert, part, timeout, first) for first, part in requests]
+        return wire.upserted(answers)
+
+    def delete(self, ids: Sequence[str], *, index: str | None = None, timeout: float | None = None) -> int:
+        """Delete records of an index.
+
+        Args:
+            ids: At least one; one that there is not is passed over. A long list is sent in several calls.
+            index: The index. None: the only one, or the one named "default".
+            timeout: Seconds that each call may take. None: the client's.
+
+        Returns:
+            How many were there.
+
+        Raises:
+            RequestError: The server refused or did not answer.
+            CognateError: The arguments cannot be sent.
+        """
+        requests = wire.delete_requests(ids, index, self._get_limits(timeout))
+        return sum(self._call(self._methods.delete, part, timeout, first).deleted for first, part in requests)
+
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Ask what the server runs and what it takes.
 
@@ -831,6 +888,36 @@ class AsyncClient:
         """As ``Client.unload_index``."""
         await self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
 
+    async def upsert(
+        self,
+        records: Sequence[Record],
+        *,
+        index: str | None = None,
+        vectors: NDArray[Any] | None = None,
+        fingerprint: str | None = None,
+        allow_truncation: bool = True,
+        timeout: float | None = None,
+    ) -> Upserted:
+        """As ``Client.upsert``."""
+        requests = wire.upsert_requests(
+            records,
+            index=index,
+            vectors=vectors,
+            fingerprint=fingerprint,
+            allow_truncation=allow_truncation,
+            limits=await self._get_limits(timeout),
+        )
+        answers = [await self._call(self._methods.upsert, part, timeout, first) for first, part in requests]
+        return wire.upserted(answers)
+
+    async def delete(
+        self, ids: Sequence[str], *, index: str | None = None, timeout: float | None = None
+    ) -> int:
+        """As ``Client.delete``."""
+        requests = wire.delete_requests(ids, index, await self._get_limits(timeout))
+        answers = [await self._call(self._methods.delete, part, timeout, first) for first, part in requests]
+        return sum(answer.deleted for answer in answers)
+
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """As ``Client.info``."""
         request = info_pb2.GetInfoRequest()
@@ -956,6 +1043,8 @@ class _Methods:
         self.load_index: Any = index_pb2_grpc.IndexServiceStub(channel).LoadIndex  # type: ignore[no-untyped-call]
         self.rollback_index: Any = index_pb2_grpc.IndexServiceStub(channel).RollbackIndex  # type: ignore[no-untyped-call]
         self.unload_index: Any = index_pb2_grpc.IndexServiceStub(channel).UnloadIndex  # type: ignore[no-untyped-call]
+        self.upsert: Any = index_pb2_grpc.IndexServiceStub(channel).Upsert  # type: ignore[no-untyped-call]
+        self.delete: Any = index_pb2_grpc.IndexServiceStub(channel).Delete  # type: ignore[no-untyped-call]
         self.get_info: Any = info_pb2_grpc.InfoServiceStub(channel).GetInfo  # type: ignore[no-untyped-call]
         # The stubs of grpc.health.v1 come with the serve extra. Its request is a string and its answer an
         # enum, each in field 1: on the wire the same as these two.

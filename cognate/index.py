@@ -326,11 +326,13 @@ class Index:
                 )
         elif gpus and device != "cpu":
             self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
-        kept = max(1, min(1024, FILTER_CACHE_BYTES // max(1, self.count // 8)))
+        kept = max(1, min(1024, FILTER_CACHE_BYTES // max(1, self.manifest.count // 8)))
         # A connection serves one thread at a time. All are opened now: later, another index may be here.
         self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         # Of no method of its own: the index would refer to itself, and not be freed once it is let go.
-        self._matching = functools.lru_cache(kept)(functools.partial(_match, self._connections, self.count))
+        self._matching = functools.lru_cache(kept)(
+            functools.partial(_match, self._connections, self.manifest.count)
+        )
         try:
             for _ in range(available_cores()):
                 self._connections.put(_open_records(self.folder / RECORDS))

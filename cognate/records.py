@@ -134,17 +134,27 @@ def read_numbered_records(
     source: str | Path,
     *,
     require_label: bool = False,
+    require_id: bool = False,
     rejects: Rejects | None = None,
     stream: IO[bytes] | None = None,
     allow_empty: bool = False,
 ) -> Iterator[tuple[int, Record]]:
-    """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1."""
+    """Read records as ``read_records`` does, each with its line: in Parquet its row, both from 1.
+
+    Args:
+        source: As ``read_records``, and so are the others.
+        require_label: Whether a record without a label is bad.
+        require_id: Whether one without an id is.
+        rejects: Takes the bad lines.
+        stream: Read this in place of the source, which then is its name.
+        allow_empty: Whether a source without any row is one.
+    """
     name = "<stdin>" if str(source) == STDIN else str(source)
     found = allow_empty
     for line, row in _rows(source, name, rejects, stream):
         found = True
         try:
-            record = record_of(row, require_label=require_label)
+            record = parse_record(row, require_label=require_label, require_id=require_id)
         except ValueError as error:
             refused = RecordError(name, line, str(error))
             if rejects is None:
@@ -393,12 +403,15 @@ def _parquet_rows(path: Path | IO[bytes], name: str, wanted: Sequence[str] | Non
         raise CognateError(f"{name} is no readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def record_of(row: Mapping[str, object], *, require_label: bool = False) -> Record:
+def parse_record(
+    row: Mapping[str, object], *, require_label: bool = False, require_id: bool = False
+) -> Record:
     """Check the values of a row, and make a record of them.
 
     Args:
         row: Values by the names of their columns or fields.
         require_label: Whether a record without a label is bad.
+        require_id: Whether one without an id is.
 
     Raises:
         ValueError: What is wrong with it.
@@ -414,7 +427,10 @@ def record_of(row: Mapping[str, object], *, require_label: bool = False) -> Reco
     label = _name(row, "label", MAX_LABEL_BYTES)
     if require_label and label is None:
         raise ValueError("there is no label")
-    return Record(text, label, _name(row, "id", MAX_ID_BYTES), _attributes(row.get("attributes")))
+    identifier = _name(row, "id", MAX_ID_BYTES)
+    if require_id and identifier is None:
+        raise ValueError("there is no id")
+    return Record(text, label, identifier, _attributes(row.get("attributes")))
 
 
 def _name(row: Mapping[str, object], key: str, max_bytes: int) -> str | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cognate.bundle import InputType
 from cognate.errors import CognateError
 from cognate.filters import And, Exists, Filter, In, Not, Or, Prefix, Range, Value, check, field_text, parse
-from cognate.records import Accuracy, Hit
+from cognate.records import Accuracy, Hit, Record
 from cognate.v1 import embedding_pb2, filter_pb2, index_pb2, info_pb2, search_pb2
 
 
@@ -141,6 +141,7 @@ class IndexDescription:
         version: What tells its content from any other's; empty from a server that does not say.
         previous_version: What ``rollback_index`` goes back to. None where there is nothing.
         state: "serving", or "loading": it answers, while another version is being opened.
+        revision: How many requests have updated it since it was built.
     """
 
     name: str
@@ -153,6 +154,27 @@ class IndexDescription:
     version: str
     previous_version: str | None
     state: Literal["serving", "loading"]
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """What writing records to an index did.
+
+    Attributes:
+        inserted: Records that are new.
+        replaced: Records that took the place of one with their id.
+        superseded: Records that a later one of the same call with the same id took the place of.
+        truncated: Whether each text was longer than the model takes, and cut; of those that the server
+            encoded.
+        revision: The index's, with the records in it.
+    """
+
+    inserted: int
+    replaced: int
+    superseded: int
+    truncated: list[bool]
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,6 +515,75 @@ def split(request: _Request, limits: Limits, start: int = 0) -> Iterator[tuple[i
         yield start + first, part
 
 
+def upsert_requests(
+    records: Sequence[Record],
+    *,
+    index: str | None,
+    vectors: NDArray[Any] | None,
+    fingerprint: str | None,
+    allow_truncation: bool,
+    limits: Limits,
+) -> Iterator[tuple[int, index_pb2.UpsertRequest]]:
+    """Make requests to write records, each of which a server takes.
+
+    Yields:
+        The position of the request's first record, and the request; in order.
+
+    Raises:
+        CognateError: There is no record, one cannot be sent or is longer than the server takes, or there are
+            not as many vectors as records.
+    """
+    _check_list("records", records)
+    if vectors is not None and (not isinstance(vectors, np.ndarray) or len(vectors) != len(records)):
+        raise CognateError(f"vectors must be a numpy array of shape ({len(records)}, dimension), or None")
+    messages = [
+        _record(position, record, None if vectors is None else vectors[position], limits)
+        for position, record in enumerate(records)
+    ]
+    sizes = [ITEM_OVERHEAD + message.ByteSize() for message in messages]
+    most = min(MAX_TEXTS_PER_CALL, limits.max_texts)
+    for first, end in _ranges(sizes, most, limits.max_message_bytes - REQUEST_OVERHEAD):
+        yield (
+            first,
+            index_pb2.UpsertRequest(
+                index=index or "",
+                records=messages[first:end],
+                fingerprint=fingerprint or "",
+                truncation=_truncation(allow_truncation),
+            ),
+        )
+
+
+def upserted(parts: Sequence[index_pb2.UpsertResponse]) -> Upserted:
+    """Read the answers to the parts of a request, at least one."""
+    return Upserted(
+        inserted=sum(part.inserted for part in parts),
+        replaced=sum(part.replaced for part in parts),
+        superseded=sum(part.superseded for part in parts),
+        truncated=[usage.truncated for part in parts for usage in part.usages],
+        revision=parts[-1].revision,
+    )
+
+
+def delete_requests(
+    ids: Sequence[str], index: str | None, limits: Limits
+) -> Iterator[tuple[int, index_pb2.DeleteRequest]]:
+    """Make requests to delete records, each of which a server takes, with the position of its first id.
+
+    Raises:
+        CognateError: There is no id, or one is no string.
+    """
+    _check_list("ids", ids)
+    for position, identifier in enumerate(ids):
+        if not isinstance(identifier, str):
+            raise CognateError(f"ids[{position}] is of type {type(identifier).__name__}; give a string")
+        _check_unicode("ids", position, identifier)
+    most = min(MAX_TEXTS_PER_CALL, limits.max_texts)
+    sizes = [ITEM_OVERHEAD + len(identifier.encode()) for identifier in ids]
+    for first, end in _ranges(sizes, most, limits.max_message_bytes - REQUEST_OVERHEAD):
+        yield first, index_pb2.DeleteRequest(index=index or "", ids=ids[first:end])
+
+
 def embeddings(parts: Sequence[embedding_pb2.EncodeResponse], count: int) -> Embeddings:
     """Read the answers to the parts of a request.
 
@@ -571,14 +662,20 @@ def index_description(index: index_pb2.IndexDescription) -> IndexDescription:
         version=index.version,
         previous_version=index.previous_version or None,
         state="loading" if index.state == index_pb2.INDEX_STATE_LOADING else "serving",
+        revision=index.revision,
     )
+
+
+def plain_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """Turn a Struct into what ``json`` would give."""
+    return {key: plain_value(value) for key, value in struct.fields.items()}
 
 
 def plain_value(value: struct_pb2.Value) -> Any:
     """Turn a Value into what ``json`` would give; whole numbers, which it holds as doubles, become int."""
     match value.WhichOneof("kind"):
         case "struct_value":
-            return {key: plain_value(item) for key, item in value.struct_value.fields.items()}
+            return plain_struct(value.struct_value)
         case "list_value":
             return [plain_value(item) for item in value.list_value.values]
         case "number_value":
@@ -596,7 +693,7 @@ def plain_value(value: struct_pb2.Value) -> Any:
 def _hit(hit: search_pb2.Hit) -> Hit:
     attributes = None
     if hit.HasField("attributes"):
-        attributes = {key: plain_value(value) for key, value in hit.attributes.fields.items()}
+        attributes = plain_struct(hit.attributes)
     return Hit(hit.id, hit.score, hit.text, hit.label or None, attributes)
 
 
@@ -622,6 +719,27 @@ def _query(position: int, query: object) -> search_pb2.Query:
     if not np.isfinite(vector).all():
         raise CognateError(f"queries[{position}] has a component that is not finite in float32")
     return search_pb2.Query(embedding=embedding_pb2.Embedding(packed=vector.tobytes()))
+
+
+def _record(position: int, record: object, vector: NDArray[Any] | None, limits: Limits) -> index_pb2.Record:
+    if not isinstance(record, Record):
+        raise CognateError(f"records[{position}] is of type {type(record).__name__}; give a Record")
+    if not record.id:
+        raise CognateError(f"records[{position}] has no id; what is written to an index needs a name")
+    for text in (record.id, record.text, record.label or ""):
+        _check_unicode("records", position, text)
+    _size("records", position, record.text, limits)
+    message = index_pb2.Record(id=record.id, text=record.text, label=record.label or "")
+    if record.attributes is not None:
+        try:
+            message.attributes.update(record.attributes)
+        except (ValueError, TypeError, RecursionError):
+            raise CognateError(f"records[{position}] has attributes that are no JSON object") from None
+        # Attributes that are there and empty are not none.
+        message.attributes.SetInParent()
+    if vector is not None:
+        message.embedding.CopyFrom(_query(position, vector).embedding)
+    return message
 
 
 def _size(field: str, position: int, item: str | search_pb2.Query, limits: Limits) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cognate.errors import CognateError, RecordError
-from cognate.records import Record, Rejects, record_of
+from cognate.records import Record, Rejects, parse_record
 from indexer.sources import Source
 
 ROWS = 1000
@@ -70,7 +70,7 @@ def sql_source(database: str, query: str) -> Source:
 
 def _record(row: Any, name: str, number: int, rejects: Rejects | None) -> Record | None:
     try:
-        return record_of(row)
+        return parse_record(row)
     except ValueError as error:
         refused = RecordError(name, number, str(error))
         if rejects is None:

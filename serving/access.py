@@ -22,6 +22,8 @@ _RIGHTS: dict[str, Right | None] = {
     "SearchService/Search": "search",
     "SearchService/SearchStream": "search",
     "IndexService/ListIndexes": None,
+    "IndexService/Upsert": "write",
+    "IndexService/Delete": "write",
     "InfoService/GetInfo": None,
 }
 """The right that each method needs; None: any key will do."""
@@ -77,7 +79,7 @@ class Caller:
             Refusal: NOT_PERMITTED where the index is another's; RATE_LIMITED.
         """
         self._check_index(method, request)
-        self._check_rate(len(getattr(request, "texts", ())) + len(getattr(request, "queries", ())))
+        self._check_rate(sum(len(getattr(request, name, ())) for name in ("texts", "queries", "records")))
 
     def visible(self, response: Any) -> Any:
         """An answer without what the key may not see: the indexes of others."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cognate.artifact import MANIFEST
+from cognate.updates import SUFFIX
 from serving.indexes import IndexRegistry
 from serving.settings import is_index_name
 
@@ -110,7 +111,7 @@ def published(folder: Path) -> dict[str, list[Published]]:
     return {
         named.name: sorted(_versions(named), key=lambda version: version_order(version.folder.name))
         for named in sorted(folder.iterdir())
-        if is_index_name(named.name) and named.is_dir()
+        if is_index_name(named.name) and named.is_dir() and named.suffix != SUFFIX
     }
 
 

@@ -6,9 +6,10 @@ current, and between that and its hold on it, no other code runs.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
@@ -16,8 +17,10 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 import numpy as np
 
 from cognate.errors import ArtifactError, CognateError
-from cognate.index import Device, Index, version_of
-from serving.refusal import no_previous_version, no_such_index
+from cognate.index import Device, Index
+from cognate.update_log import State
+from cognate.updates import Applied, Base, IndexUpdates, UpdatedIndex, open_index, state_of
+from serving.refusal import no_previous_version, no_such_index, no_updates
 from serving.settings import DEFAULT_INDEX
 
 WARMING_HITS = 10
@@ -96,11 +99,13 @@ class Served:
         version: The current version.
         source: Its folder as it was given, maybe a link, which a reload looks at again.
         previous: What a rollback goes back to.
+        updates: What changes it; None where it takes no updates.
     """
 
     version: Version
     source: Path
     previous: Previous | None
+    updates: IndexUpdates | None = None
 
 
 class IndexRegistry:
@@ -110,12 +115,21 @@ class IndexRegistry:
         loading: The name that a version is being opened for; None where none is.
     """
 
-    def __init__(self, *, fingerprint: str, device: Device = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        fingerprint: str,
+        device: Device = "auto",
+        updates: bool = False,
+        compact_after: int = 10_000,
+    ) -> None:
         """Make a registry of nothing.
 
         Args:
             fingerprint: Of the bundle that queries are encoded with; another's indexes are refused.
             device: Where the indexes are searched.
+            updates: Whether the indexes take updates. No other process can update one meanwhile.
+            compact_after: Changed records of an index, after which it is compacted.
         """
         self.loading: str | None = None
         self._fingerprint = fingerprint
@@ -123,10 +137,28 @@ class IndexRegistry:
         self._served: dict[str, Served] = {}
         self._changing = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "index-load")
+        self._updates = updates
+        self._compact_after = compact_after
+        # By name: updates are made one after another, and a compaction takes a turn among them.
+        self._updating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._writers = ThreadPoolExecutor(4, "index-update")
+        self._compactor = ThreadPoolExecutor(1, "index-compact")
+        self._compactions: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Future[None]] = set()
+        # Where a compaction failed, how much must have changed before the next.
+        self._compact_again: dict[str, int] = {}
 
     def close(self) -> None:
         """Close every index. No search may be under way."""
         self._loader.shutdown(cancel_futures=True)
+        for compaction in self._compactions.values():
+            compaction.cancel()
+        self._writers.shutdown()
+        for served in self._served.values():
+            if served.updates:
+                # A compaction that is under way gives up.
+                served.updates.close()
+        self._compactor.shutdown(cancel_futures=True)
         for served in self._served.values():
             served.version.index.close()
         self._served.clear()
@@ -200,10 +232,83 @@ class IndexRegistry:
             Refusal: There is no such name.
         """
         async with self._changing:
-            version = self.served(name).version
+            served = self.served(name)
             del self._served[name]
-            version.release()
-            _log.info("index %s: version %s is unloaded", name, version.index.version)
+            self._retire(served)
+            _log.info("index %s: version %s is unloaded", name, served.version.index.version)
+
+    async def update(self, name: str, change: Callable[[IndexUpdates], Applied]) -> Applied:
+        """Update an index, in a thread; searches that begin once this has returned find it so.
+
+        Args:
+            name: The index's.
+            change: Calls ``IndexUpdates.apply``.
+
+        Raises:
+            Refusal: There is no such name, or it takes no updates.
+            CognateError: As ``IndexUpdates.apply``.
+        """
+        async with self._updating[name]:
+            while True:
+                updates = self.served(name).updates
+                if updates is None:
+                    raise no_updates(f"the index {name} takes no updates; start the server with --updates")
+                try:
+                    applied = await asyncio.wrap_future(self._writers.submit(change, updates))
+                except CognateError:
+                    if self._is_updated_by(updates, name):
+                        raise
+                    # Another version has taken its place, and its updates were closed before this one.
+                else:
+                    break
+        self._compact_if_due(name)
+        return applied
+
+    def _is_updated_by(self, updates: IndexUpdates, name: str) -> bool:
+        served = self._served.get(name)
+        return served is not None and served.updates is updates
+
+    def _compact_if_due(self, name: str) -> None:
+        served = self._served.get(name)
+        if served is None or served.updates is None or name in self._compactions:
+            return
+        if served.updates.index.changed >= self._compact_again.get(name, self._compact_after):
+            self._compactions[name] = asyncio.create_task(self._compact(name, served, served.updates))
+
+    async def _compact(self, name: str, served: Served, updates: IndexUpdates) -> None:
+        """Write an index anew with its updates in it, and let it take the place of both."""
+        try:
+            base = await asyncio.wrap_future(self._compactor.submit(_write_base_warm, updates))
+            if base is None:
+                return
+            async with self._updating[name]:
+                index = await asyncio.wrap_future(self._writers.submit(updates.switch_to, base))
+                version = Version(index)
+                if self._served.get(name) is served:
+                    self._served[name] = replace(served, version=version)
+                    served.version.release()
+                else:
+                    version.release()
+        except Exception as why:
+            if self._served.get(name) is not served:
+                return  # Its updates were closed, as another version took its place.
+            # Where it failed for want of room, it would again at once.
+            self._compact_again[name] = 2 * updates.index.changed
+            _log.warning("index %s is not compacted: %s", name, str(why) or type(why).__name__)
+        else:
+            self._compact_again.pop(name, None)
+            _log.info("index %s: version %s has %d updates in it", name, index.version, base.revision)
+        finally:
+            del self._compactions[name]
+
+    def _retire(self, served: Served) -> None:
+        """Give up what is served no longer, whatever is searched in it still."""
+        served.version.release()
+        if served.updates:
+            # In a thread, for it waits for an update that is being written, and for a compaction to give up.
+            closing = asyncio.get_running_loop().run_in_executor(None, served.updates.close)
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def reload(self) -> None:
         """Load again each index whose folder now holds another version; what is refused is logged."""
@@ -214,24 +319,36 @@ class IndexRegistry:
                 _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
 
     async def _switch(self, name: str, folder: Path, expected: str | None) -> None:
-        index = await self._open(name, folder, expected)
-        if index is None:
+        if self._closing:
+            # What was served before may be what is to be opened, and one at a time updates it.
+            await asyncio.wait(self._closing)
+        opened = await self._open(name, folder, expected)
+        if opened is None:
             return
+        index, updates = opened.index, opened.updates
         before = self._served.get(name)
         if before is None:
-            self._served[name] = Served(Version(index), folder, None)
+            self._served[name] = Served(Version(index), folder, None, updates)
         else:
             replaced = before.version.index
             previous = Previous(replaced.folder, replaced.version)
-            self._served[name] = Served(Version(index), folder, previous)
-            before.version.release()
+            self._served[name] = Served(Version(index), folder, previous, updates)
+            self._retire(before)
+        self._compact_again.pop(name, None)
+        self._compact_if_due(name)
         _log.info("index %s: version %s of %s serves, %d records", name, index.version, folder, index.count)
 
-    async def _open(self, name: str, folder: Path, expected: str | None) -> Index | None:
+    async def _open(self, name: str, folder: Path, expected: str | None) -> "_Opened | None":
         """Open a version in the loader's thread; None where it is the current one."""
-        served = self._served.get(name)
-        current = None if served is None else served.version.index.version
-        work = self._loader.submit(_open_warm, folder, self._fingerprint, self._device, current, expected)
+        work = self._loader.submit(
+            _open_warm,
+            folder,
+            self._fingerprint,
+            self._device,
+            self._served.get(name),
+            expected,
+            updates=self._updates,
+        )
         self.loading = name
         try:
             return await asyncio.wrap_future(work)
@@ -243,24 +360,69 @@ class IndexRegistry:
             self.loading = None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A version that was opened, and what changes it; None where it takes no updates."""
+
+    index: Index
+    updates: IndexUpdates | None
+
+    def close(self) -> None:
+        if self.updates:
+            self.updates.close()
+        self.index.close()
+
+
 def _open_warm(
-    folder: Path, fingerprint: str, device: Device, current: str | None, expected: str | None
-) -> Index | None:
+    folder: Path,
+    fingerprint: str,
+    device: Device,
+    current: Served | None,
+    expected: str | None,
+    *,
+    updates: bool,
+) -> _Opened | None:
     # A link may lead elsewhere by the time of a rollback.
     folder = folder.resolve()
-    version = version_of(folder)
-    if version == current:
+    state = state_of(folder)
+    if current and _is_current(current, folder, state):
         return None
-    if expected is not None and version != expected:
-        raise ArtifactError(f"{folder} holds version {version}, no longer {expected}; load another folder")
-    index = Index(folder, fingerprint=fingerprint, device=device)
+    if expected is not None and state.base_version != expected:
+        raise ArtifactError(
+            f"{folder} holds version {state.base_version}, no longer {expected}; load another folder"
+        )
+    if updates:
+        writer = IndexUpdates(folder, fingerprint=fingerprint, device=device)
+        opened = _Opened(writer.index, writer)
+    else:
+        opened = _Opened(open_index(folder, fingerprint=fingerprint, device=device), None)
     try:
-        vectors = np.full((1, index.dimension), index.dimension**-0.5, np.float32)
-        index.search(vectors, WARMING_HITS)
+        _warm(opened.index)
     except BaseException:
-        index.close()
+        opened.close()
         raise
-    return index
+    return opened
+
+
+def _is_current(current: Served, folder: Path, state: State) -> bool:
+    index = current.version.index
+    if not isinstance(index, UpdatedIndex):
+        return state == State(index.version, "", index.version, 0)
+    # Nobody else updates what is updated here, and an update under way may be in the log already.
+    here = current.updates is not None and index.folder == folder
+    return index.state == state or (here and index.state.root_version == state.root_version)
+
+
+def _write_base_warm(updates: IndexUpdates) -> Base | None:
+    base = updates.write_base()
+    if base is not None:
+        _warm(base.index)
+    return base
+
+
+def _warm(index: Index) -> None:
+    vectors = np.full((1, index.dimension), index.dimension**-0.5, np.float32)
+    index.search(vectors, WARMING_HITS)
 
 
 def _close_opened(work: Future[Any]) -> None:

@@ -14,7 +14,7 @@ import pydantic
 
 from cognate.errors import CognateError
 
-Right = Literal["encode", "search", "admin"]
+Right = Literal["encode", "search", "write", "admin"]
 RIGHTS: tuple[Right, ...] = get_args(Right)
 
 PREFIX = "cognate_"
@@ -33,9 +33,9 @@ class Key(pydantic.BaseModel):
         name: Who has it; for logs and refusals.
         sha256: Of the key's UTF-8, in hexadecimal.
         rights: What it may do.
-        indexes: The indexes that it may search and administer. None: all.
+        indexes: The indexes that it may search, write to and administer. None: all.
         calls_per_second: How many calls it may make. None: any number.
-        texts_per_second: How many texts and queries its calls may have. None: any number.
+        texts_per_second: How many texts, queries and records its calls may have. None: any number.
         burst_seconds: How long unused calls and texts are kept: what can come at once is the rate times this.
     """
 

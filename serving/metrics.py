@@ -194,7 +194,7 @@ class _Indexes(Collector):
         for name, index in sorted(self._indexes().items()):
             manifest = index.manifest
             info.add_metric([name, manifest.kind, index.version], {})
-            records.add_metric([name], manifest.count)
+            records.add_metric([name], index.count)
             created.add_metric([name], manifest.created_at.timestamp())
         return [info, records, created]
 

@@ -1,5 +1,6 @@
 """Why a call is refused: a status code, a sentence, and details that a program can read."""
 
+import errno
 from collections.abc import Sequence
 from typing import Self
 
@@ -130,6 +131,29 @@ def index_refused(why: CognateError) -> Refusal:
     """A version of an index that cannot be served."""
     reason = "OTHER_FINGERPRINT" if isinstance(why, FingerprintError) else "BAD_INDEX"
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, reason, str(why))
+
+
+def no_updates(why: str) -> Refusal:
+    """An update where this server takes none."""
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "NO_UPDATES", why)
+
+
+def other_fingerprint(given: str, model: str, fingerprint: str) -> Refusal:
+    """Vectors of another model than the index's."""
+    # It may be as long as a message.
+    return Refusal(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "OTHER_FINGERPRINT",
+        f"fingerprint: {given[:12]!r} is not that of this server's model, {model}, {fingerprint[:12]}; "
+        "encode with that one, or leave the embeddings out",
+    )
+
+
+def not_written(why: CognateError) -> Refusal:
+    """An update that the disk did not take."""
+    full = isinstance(why.__cause__, OSError) and why.__cause__.errno == errno.ENOSPC
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL
+    return Refusal(code, "DISK_FULL" if full else "NOT_WRITTEN", str(why))
 
 
 def queue_full(retry_seconds: float) -> Refusal:

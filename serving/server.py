@@ -115,7 +115,12 @@ class Server:
             )
         encoder = await _load_model(settings)
         async with contextlib.AsyncExitStack() as stack:
-            indexes = IndexRegistry(fingerprint=encoder.fingerprint, device=settings.device)
+            indexes = IndexRegistry(
+                fingerprint=encoder.fingerprint,
+                device=settings.device,
+                updates=settings.updates,
+                compact_after=settings.compact_after,
+            )
             stack.callback(indexes.close)
             for name, path in settings.indexes.items():
                 await indexes.load(name, path)
@@ -140,7 +145,7 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_service = IndexService(indexes, settings)
+            index_service = IndexService(indexes, settings, shared, model)
             index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

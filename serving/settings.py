@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         index_roots: Folders below which an index may be loaded while the server runs, beside ``watch`` and
             the folders of ``indexes``. Flags are a list, the environment the same with commas between.
         admin: Whether whoever reaches the port may load, roll back and unload indexes.
+        updates: Whether calls may write records to the indexes and delete them. What they change is kept
+            beside each index, and no other process can update it meanwhile.
+        compact_after: Records that were written or deleted, after which an index is written anew with them
+            in it, in the background.
         device: Where model and indexes run: "auto" takes CUDA where it is there.
         threads: For one run of the model on the CPU. None: as many as there are cores to use.
         max_texts: Texts or queries of a call.
@@ -89,6 +93,8 @@ class Settings(BaseSettings):
     watch_seconds: float = pydantic.Field(default=5.0, ge=0.05, le=3600)
     index_roots: Annotated[list[Path], NoDecode] = pydantic.Field(default_factory=list)
     admin: bool = False
+    updates: bool = False
+    compact_after: int = pydantic.Field(default=10_000, ge=1, le=2**31 - 1)
     host: str = pydantic.Field(default="127.0.0.1", min_length=1)
     port: int = pydantic.Field(default=50051, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -178,6 +184,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "admin_port needs one worker, since a change of the indexes would reach one of several only"
             )
+        if self.updates and self.workers > 1:
+            raise ValueError("updates need one worker, since one of several only would have them")
         return self
 
 

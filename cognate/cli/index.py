@@ -1,6 +1,7 @@
 """``cognate index``: build indexes, look at them, and change those of a running server."""
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,10 +11,10 @@ from rich.table import Table
 
 from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
-from cognate.cli.terminal import job_progress, needs, note, out, print_json
+from cognate.cli.terminal import job_progress, needs, note, out, print_json, progress_bar
 from cognate.errors import CognateError
-from cognate.records import STDIN
-from cognate.wire import IndexDescription
+from cognate.records import STDIN, read_numbered_records
+from cognate.wire import MAX_TEXTS_PER_CALL, IndexDescription
 
 if TYPE_CHECKING:
     from cognate.index import IndexManifest
@@ -162,6 +163,79 @@ def build(
 
 
 @app.command()
+def update(
+    folder: Annotated[Path, typer.Argument(help="The index.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that it was built with.")],
+    upsert: Annotated[
+        str | None,
+        typer.Option(help="Records to write, each in the place of the one with its id; - is standard input."),
+    ] = None,
+    delete: Annotated[Path | None, typer.Option(help="Ids to delete before, one on each line.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    on_error: OnError = "stop",
+    rejects: RejectsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write records to an index and delete others; what has changed is kept beside it, in INDEX.updates.
+
+    Example: cognate index update index/ --bundle bundle/ --upsert new.jsonl --delete old.txt
+    """
+    with needs("serve"):
+        import indexer
+    told = rejects_path(rejects, folder)
+    with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
+        task = bar.add_task("encoding", total=None, rate="")
+        updated = indexer.update(
+            folder,
+            bundle,
+            upserts=upsert,
+            deletes=delete,
+            device=device,
+            rejects=kept,
+            on_progress=lambda count: bar.advance(task, count),
+        )
+    skipped = kept.count if kept else 0
+    if as_json:
+        print_json({**dataclasses.asdict(updated), "path": str(folder), "rejected": skipped})
+        return
+    out.print(
+        f"{folder}: {updated.inserted:,} records inserted, {updated.replaced:,} replaced, "
+        f"{updated.deleted:,} deleted; it holds {updated.count:,}"
+    )
+    if updated.superseded:
+        note(f"{updated.superseded} records had an id that a later one has too, and the last counts")
+    if skipped:
+        note(f"{skipped} bad lines were skipped; {told} says which and why")
+
+
+@app.command()
+def compact(
+    folder: Annotated[Path, typer.Argument(help="The index.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write an index anew with its updates in it, so that searching it is as quick as before them.
+
+    Example: cognate index compact index/
+    """
+    with needs("serve"):
+        from cognate.updates import IndexUpdates
+    updates = IndexUpdates(folder, device="cpu")
+    try:
+        compacted = updates.compact()
+        state = updates.index.state
+        count = updates.index.count
+    finally:
+        updates.close()
+        updates.index.close()
+    if as_json:
+        print_json({"path": str(folder), "compacted": compacted, "count": count, **state._asdict()})
+    elif compacted:
+        out.print(f"{folder}: version {state.base_version} holds all {count:,} records")
+    else:
+        out.print(f"{folder}: nothing has changed since it was built or compacted")
+
+
+@app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="An index.")],
     tradeoff: Annotated[
@@ -175,9 +249,15 @@ def info(
     """
     with needs("serve"):
         from cognate.index import IndexManifest
+        from cognate.update_log import read_log
+        from cognate.updates import updates_folder
     manifest = IndexManifest.read(folder)
+    log = read_log(updates_folder(folder))
     described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
     described["bytes"] = sum(digest.size for digest in manifest.files.values())
+    if log is not None:
+        state, changes = log
+        described["updates"] = {**state._asdict(), "changed": len(changes)}
     if as_json:
         print_json(described)
         return
@@ -371,6 +451,59 @@ def unload(
     with connect(target, timeout, tls, tls_ca, tls_client) as client:
         client.unload_index(name)
     out.print(f"{name} is unloaded")
+
+
+@app.command()
+def upsert(
+    name: Name,
+    records: Annotated[str, typer.Argument(help="A record file, or - for JSON Lines on standard input.")],
+    target: Target = TARGET,
+    timeout: Timeout = 60.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a running server write records to an index, each in the place of the one with its id.
+
+    Example: cognate index upsert faq new.jsonl
+    """
+    totals = {"inserted": 0, "replaced": 0, "superseded": 0}
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
+        read = read_numbered_records(records, require_id=True)
+        while chunk := [record for _, record in itertools.islice(read, MAX_TEXTS_PER_CALL)]:
+            written = client.upsert(chunk, index=name)
+            for key in totals:
+                totals[key] += getattr(written, key)
+    if as_json:
+        print_json({"index": name, **totals})
+        return
+    out.print(f"{name}: {totals['inserted']:,} records inserted, {totals['replaced']:,} replaced")
+    if totals["superseded"]:
+        note(f"{totals['superseded']} records had an id that a later one has too, and the last counts")
+
+
+@app.command()
+def delete(
+    name: Name,
+    ids: Annotated[list[str], typer.Argument(help="The ids of the records.")],
+    target: Target = TARGET,
+    timeout: Timeout = 10.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_client: TlsClient = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a running server delete records of an index.
+
+    Example: cognate index delete faq q17 q18
+    """
+    with connect(target, timeout, tls, tls_ca, tls_client) as client:
+        deleted = client.delete(ids, index=name)
+    if as_json:
+        print_json({"index": name, "deleted": deleted})
+        return
+    out.print(f"{name}: {deleted:,} of {len(ids):,} records deleted")
 
 
 def _print_index(index: IndexDescription, as_json: bool) -> None:

@@ -18,7 +18,7 @@ def keys() -> None:
 def new(
     name: Annotated[str, typer.Option(help="Who gets it; for logs and refusals.")],
     right: Annotated[
-        list[str], typer.Option(help="What it may do: encode, search or admin; repeat it for several.")
+        list[str], typer.Option(help="What it may do: encode, search, write or admin; repeat it for several.")
     ],
     index: Annotated[
         list[str] | None, typer.Option(help="An index it may use; repeat it. [default: all]")

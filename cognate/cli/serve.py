@@ -30,6 +30,12 @@ def serve(
     admin: Annotated[
         bool | None, typer.Option("--admin", help="Let whoever reaches the port load and unload indexes.")
     ] = None,
+    updates: Annotated[
+        bool | None, typer.Option("--updates", help="Take upserts and deletes, and keep them beside INDEX.")
+    ] = None,
+    compact_after: Annotated[
+        int | None, typer.Option(help="Changed records before an index is written anew. [default: 10000]")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. [default: 127.0.0.1]")
     ] = None,
@@ -134,6 +140,8 @@ def serve(
         watch_seconds=watch_seconds,
         index_roots=index_root,
         admin=admin,
+        updates=updates,
+        compact_after=compact_after,
         host=host,
         port=port,
         device=device,

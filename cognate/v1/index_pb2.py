@@ -22,36 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cognate.v1 import embedding_pb2 as cognate_dot_v1_dot_embedding__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ognate/v1/index.proto\x12\ncognate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListIndexesRequest\"\xf7\x01\n\x10IndexDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x18\n\x10previous_version\x18\t \x01(\t\x12%\n\x05state\x18\n \x01(\x0e\x32\x16.cognate.v1.IndexState\"D\n\x13ListIndexesResponse\x12-\n\x07indexes\x18\x01 \x03(\x0b\x32\x1c.cognate.v1.IndexDescription\".\n\x10LoadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"@\n\x11LoadIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"$\n\x14RollbackIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x15RollbackIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"\"\n\x12UnloadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadIndexResponse*[\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13INDEX_STATE_SERVING\x10\x01\x12\x17\n\x13INDEX_STATE_LOADING\x10\x02\x32\xce\x02\n\x0cIndexService\x12N\n\x0bListIndexes\x12\x1e.cognate.v1.ListIndexesRequest\x1a\x1f.cognate.v1.ListIndexesResponse\x12H\n\tLoadIndex\x12\x1c.cognate.v1.LoadIndexRequest\x1a\x1d.cognate.v1.LoadIndexResponse\x12T\n\rRollbackIndex\x12 .cognate.v1.RollbackIndexRequest\x1a!.cognate.v1.RollbackIndexResponse\x12N\n\x0bUnloadIndex\x12\x1e.cognate.v1.UnloadIndexRequest\x1a\x1f.cognate.v1.UnloadIndexResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ognate/v1/index.proto\x12\ncognate.v1\x1a\x1a\x63ognate/v1/embedding.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListIndexesRequest\"\x89\x02\n\x10IndexDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x18\n\x10previous_version\x18\t \x01(\t\x12%\n\x05state\x18\n \x01(\x0e\x32\x16.cognate.v1.IndexState\x12\x10\n\x08revision\x18\x0b \x01(\x04\"D\n\x13ListIndexesResponse\x12-\n\x07indexes\x18\x01 \x03(\x0b\x32\x1c.cognate.v1.IndexDescription\".\n\x10LoadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"@\n\x11LoadIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"$\n\x14RollbackIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x15RollbackIndexResponse\x12+\n\x05index\x18\x01 \x01(\x0b\x32\x1c.cognate.v1.IndexDescription\"\"\n\x12UnloadIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadIndexResponse\"\x88\x01\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12+\n\nattributes\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\tembedding\x18\x05 \x01(\x0b\x32\x15.cognate.v1.Embedding\"\x84\x01\n\rUpsertRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12#\n\x07records\x18\x02 \x03(\x0b\x32\x12.cognate.v1.Record\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12*\n\ntruncation\x18\x04 \x01(\x0e\x32\x16.cognate.v1.Truncation\"\xb6\x01\n\x0eUpsertResponse\x12\r\n\x05index\x18\x01 \x01(\t\x12\x10\n\x08inserted\x18\x02 \x01(\r\x12\x10\n\x08replaced\x18\x03 \x01(\r\x12\x12\n\nsuperseded\x18\x04 \x01(\r\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12%\n\x06usages\x18\x06 \x03(\x0b\x32\x15.cognate.v1.TextUsage\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.cognate.v1.Timings\"+\n\rDeleteRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"B\n\x0e\x44\x65leteResponse\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\r\x12\x10\n\x08revision\x18\x03 \x01(\x04*[\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13INDEX_STATE_SERVING\x10\x01\x12\x17\n\x13INDEX_STATE_LOADING\x10\x02\x32\xd0\x03\n\x0cIndexService\x12N\n\x0bListIndexes\x12\x1e.cognate.v1.ListIndexesRequest\x1a\x1f.cognate.v1.ListIndexesResponse\x12H\n\tLoadIndex\x12\x1c.cognate.v1.LoadIndexRequest\x1a\x1d.cognate.v1.LoadIndexResponse\x12T\n\rRollbackIndex\x12 .cognate.v1.RollbackIndexRequest\x1a!.cognate.v1.RollbackIndexResponse\x12N\n\x0bUnloadIndex\x12\x1e.cognate.v1.UnloadIndexRequest\x1a\x1f.cognate.v1.UnloadIndexResponse\x12?\n\x06Upsert\x12\x19.cognate.v1.UpsertRequest\x1a\x1a.cognate.v1.UpsertResponse\x12?\n\x06\x44\x65lete\x12\x19.cognate.v1.DeleteRequest\x1a\x1a.cognate.v1.DeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cognate.v1.index_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INDEXSTATE']._serialized_start=694
-  _globals['_INDEXSTATE']._serialized_end=785
-  _globals['_LISTINDEXESREQUEST']._serialized_start=71
-  _globals['_LISTINDEXESREQUEST']._serialized_end=91
-  _globals['_INDEXDESCRIPTION']._serialized_start=94
-  _globals['_INDEXDESCRIPTION']._serialized_end=341
-  _globals['_LISTINDEXESRESPONSE']._serialized_start=343
-  _globals['_LISTINDEXESRESPONSE']._serialized_end=411
-  _globals['_LOADINDEXREQUEST']._serialized_start=413
-  _globals['_LOADINDEXREQUEST']._serialized_end=459
-  _globals['_LOADINDEXRESPONSE']._serialized_start=461
-  _globals['_LOADINDEXRESPONSE']._serialized_end=525
-  _globals['_ROLLBACKINDEXREQUEST']._serialized_start=527
-  _globals['_ROLLBACKINDEXREQUEST']._serialized_end=563
-  _globals['_ROLLBACKINDEXRESPONSE']._serialized_start=565
-  _globals['_ROLLBACKINDEXRESPONSE']._serialized_end=633
-  _globals['_UNLOADINDEXREQUEST']._serialized_start=635
-  _globals['_UNLOADINDEXREQUEST']._serialized_end=669
-  _globals['_UNLOADINDEXRESPONSE']._serialized_start=671
-  _globals['_UNLOADINDEXRESPONSE']._serialized_end=692
-  _globals['_INDEXSERVICE']._serialized_start=788
-  _globals['_INDEXSERVICE']._serialized_end=1122
+  _globals['_INDEXSTATE']._serialized_start=1342
+  _globals['_INDEXSTATE']._serialized_end=1433
+  _globals['_LISTINDEXESREQUEST']._serialized_start=129
+  _globals['_LISTINDEXESREQUEST']._serialized_end=149
+  _globals['_INDEXDESCRIPTION']._serialized_start=152
+  _globals['_INDEXDESCRIPTION']._serialized_end=417
+  _globals['_LISTINDEXESRESPONSE']._serialized_start=419
+  _globals['_LISTINDEXESRESPONSE']._serialized_end=487
+  _globals['_LOADINDEXREQUEST']._serialized_start=489
+  _globals['_LOADINDEXREQUEST']._serialized_end=535
+  _globals['_LOADINDEXRESPONSE']._serialized_start=537
+  _globals['_LOADINDEXRESPONSE']._serialized_end=601
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_start=603
+  _globals['_ROLLBACKINDEXREQUEST']._serialized_end=639
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_start=641
+  _globals['_ROLLBACKINDEXRESPONSE']._serialized_end=709
+  _globals['_UNLOADINDEXREQUEST']._serialized_start=711
+  _globals['_UNLOADINDEXREQUEST']._serialized_end=745
+  _globals['_UNLOADINDEXRESPONSE']._serialized_start=747
+  _globals['_UNLOADINDEXRESPONSE']._serialized_end=768
+  _globals['_RECORD']._serialized_start=771
+  _globals['_RECORD']._serialized_end=907
+  _globals['_UPSERTREQUEST']._serialized_start=910
+  _globals['_UPSERTREQUEST']._serialized_end=1042
+  _globals['_UPSERTRESPONSE']._serialized_start=1045
+  _globals['_UPSERTRESPONSE']._serialized_end=1227
+  _globals['_DELETEREQUEST']._serialized_start=1229
+  _globals['_DELETEREQUEST']._serialized_end=1272
+  _globals['_DELETERESPONSE']._serialized_start=1274
+  _globals['_DELETERESPONSE']._serialized_end=1340
+  _globals['_INDEXSERVICE']._serialized_start=1436
+  _globals['_INDEXSERVICE']._serialized_end=1900
 # @@protoc_insertion_point(module_scope)

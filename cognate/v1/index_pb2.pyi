@@ -1,5 +1,7 @@
 import datetime
 
+from cognate.v1 import embedding_pb2 as _embedding_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -24,7 +26,7 @@ class ListIndexesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class IndexDescription(_message.Message):
-    __slots__ = ("name", "kind", "count", "dimension", "metric", "fingerprint", "created_at", "version", "previous_version", "state")
+    __slots__ = ("name", "kind", "count", "dimension", "metric", "fingerprint", "created_at", "version", "previous_version", "state", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +37,7 @@ class IndexDescription(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     count: int
@@ -45,7 +48,8 @@ class IndexDescription(_message.Message):
     version: str
     previous_version: str
     state: IndexState
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., count: _Optional[int] = ..., dimension: _Optional[int] = ..., metric: _Optional[str] = ..., fingerprint: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[str] = ..., previous_version: _Optional[str] = ..., state: _Optional[_Union[IndexState, str]] = ...) -> None: ...
+    revision: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., count: _Optional[int] = ..., dimension: _Optional[int] = ..., metric: _Optional[str] = ..., fingerprint: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[str] = ..., previous_version: _Optional[str] = ..., state: _Optional[_Union[IndexState, str]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class ListIndexesResponse(_message.Message):
     __slots__ = ("indexes",)
@@ -88,3 +92,65 @@ class UnloadIndexRequest(_message.Message):
 class UnloadIndexResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("id", "text", "label", "attributes", "embedding")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    text: str
+    label: str
+    attributes: _struct_pb2.Struct
+    embedding: _embedding_pb2.Embedding
+    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., label: _Optional[str] = ..., attributes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ...) -> None: ...
+
+class UpsertRequest(_message.Message):
+    __slots__ = ("index", "records", "fingerprint", "truncation")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    index: str
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    fingerprint: str
+    truncation: _embedding_pb2.Truncation
+    def __init__(self, index: _Optional[str] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., truncation: _Optional[_Union[_embedding_pb2.Truncation, str]] = ...) -> None: ...
+
+class UpsertResponse(_message.Message):
+    __slots__ = ("index", "inserted", "replaced", "superseded", "revision", "usages", "timings")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    USAGES_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    index: str
+    inserted: int
+    replaced: int
+    superseded: int
+    revision: int
+    usages: _containers.RepeatedCompositeFieldContainer[_embedding_pb2.TextUsage]
+    timings: _embedding_pb2.Timings
+    def __init__(self, index: _Optional[str] = ..., inserted: _Optional[int] = ..., replaced: _Optional[int] = ..., superseded: _Optional[int] = ..., revision: _Optional[int] = ..., usages: _Optional[_Iterable[_Union[_embedding_pb2.TextUsage, _Mapping]]] = ..., timings: _Optional[_Union[_embedding_pb2.Timings, _Mapping]] = ...) -> None: ...
+
+class DeleteRequest(_message.Message):
+    __slots__ = ("index", "ids")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    index: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, index: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteResponse(_message.Message):
+    __slots__ = ("index", "deleted", "revision")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    index: str
+    deleted: int
+    revision: int
+    def __init__(self, index: _Optional[str] = ..., deleted: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...

@@ -59,6 +59,16 @@ class IndexServiceStub:
                 request_serializer=cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.SerializeToString,
                 response_deserializer=cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.FromString,
                 _registered_method=True)
+        self.Upsert = channel.unary_unary(
+                '/cognate.v1.IndexService/Upsert',
+                request_serializer=cognate_dot_v1_dot_index__pb2.UpsertRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_index__pb2.UpsertResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/cognate.v1.IndexService/Delete',
+                request_serializer=cognate_dot_v1_dot_index__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=cognate_dot_v1_dot_index__pb2.DeleteResponse.FromString,
+                _registered_method=True)
 
 
 class IndexServiceServicer:
@@ -106,6 +116,29 @@ class IndexServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upsert(self, request, context):
+        """Writes records to an index: each takes the place of the one with its id, or is new. All of a request is
+        written or nothing, and is on the disk before it is answered; a search that begins after that finds it. A
+        call that failed with UNAVAILABLE or DEADLINE_EXCEEDED may have been written; sent again it does no harm.
+
+        Not administration: it needs the right "write", and a server that takes updates, else PERMISSION_DENIED.
+        INVALID_ARGUMENT: no record, too many, a record that is wrong, a vector of another dimension.
+        NOT_FOUND: no index of that name.
+        FAILED_PRECONDITION: vectors of another model.
+        RESOURCE_EXHAUSTED: the disk is full, nothing was written; or as in EmbeddingService.Encode, as are
+        DEADLINE_EXCEEDED and UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Deletes records of an index by id; an id that there is not is passed over. All else as for Upsert.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IndexServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +161,16 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.UnloadIndex,
                     request_deserializer=cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.FromString,
                     response_serializer=cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.SerializeToString,
+            ),
+            'Upsert': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upsert,
+                    request_deserializer=cognate_dot_v1_dot_index__pb2.UpsertRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_index__pb2.UpsertResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=cognate_dot_v1_dot_index__pb2.DeleteRequest.FromString,
+                    response_serializer=cognate_dot_v1_dot_index__pb2.DeleteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -243,6 +286,60 @@ class IndexService:
             '/cognate.v1.IndexService/UnloadIndex',
             cognate_dot_v1_dot_index__pb2.UnloadIndexRequest.SerializeToString,
             cognate_dot_v1_dot_index__pb2.UnloadIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upsert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cognate.v1.IndexService/Upsert',
+            cognate_dot_v1_dot_index__pb2.UpsertRequest.SerializeToString,
+            cognate_dot_v1_dot_index__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cognate.v1.IndexService/Delete',
+            cognate_dot_v1_dot_index__pb2.DeleteRequest.SerializeToString,
+            cognate_dot_v1_dot_index__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

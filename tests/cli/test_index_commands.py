@@ -1,6 +1,7 @@
 """``cognate index list``, ``load``, ``rollback`` and ``unload`` against a running server."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,3 +56,52 @@ def test_what_the_server_refuses_is_one_line(cognate: Callable, target: str) -> 
     ):
         refused = cognate("index", *arguments, "--target", target)
         assert says in refused.check_one_line_error()
+
+
+def test_an_index_is_updated_and_compacted_on_the_disk(
+    cognate: Callable, versions: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(versions / "v1", index)
+    (tmp_path / "new.jsonl").write_text('{"id": "a", "text": "b"}\n{"id": "a", "text": "c"}\n')
+    (tmp_path / "old.txt").write_text("v1/0\nv1/1\n")
+    arguments = (
+        "--bundle",
+        tiny_bundle,
+        "--upsert",
+        tmp_path / "new.jsonl",
+        "--delete",
+        tmp_path / "old.txt",
+    )
+    updated = cognate("index", "update", index, *arguments)
+    assert updated.out == f"{index}: 1 records inserted, 0 replaced, 2 deleted; it holds 5\n"
+    assert "1 records had an id that a later one has too, and the last counts" in updated.err
+    again = json.loads(cognate("index", "update", index, *arguments, "--json").out)
+    assert (again["inserted"], again["replaced"], again["deleted"], again["count"]) == (0, 1, 0, 5)
+    told = json.loads(cognate("index", "info", index, "--json").out)["updates"]
+    assert (told["revision"], told["changed"]) == (3, 3)
+    assert "holds all 5 records" in cognate("index", "compact", index).out
+    assert "nothing has changed" in cognate("index", "compact", index).out
+    refused = cognate("index", "update", index, "--bundle", tiny_bundle)
+    assert "nothing to do" in refused.check_one_line_error()
+
+
+def test_a_server_is_told_to_write_and_delete_records(
+    cognate: Callable, versions: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(versions / "v1", tmp_path / "index")
+    server = Running(
+        Settings.load(bundle=tiny_bundle, indexes={"faq": tmp_path / "index"}, updates=True, port=0)
+    )
+    target = server.server.address
+    try:
+        (tmp_path / "new.jsonl").write_text('{"id": "v1/0", "text": "b"}\n{"id": "a", "text": "c"}\n')
+        written = cognate("index", "upsert", "faq", tmp_path / "new.jsonl", "--target", target)
+        assert written.out == "faq: 1 records inserted, 1 replaced\n"
+        deleted = cognate("index", "delete", "faq", "a", "no such id", "--target", target)
+        assert deleted.out == "faq: 1 of 2 records deleted\n"
+        (tmp_path / "new.jsonl").write_text('{"text": "c"}\n')
+        refused = cognate("index", "upsert", "faq", tmp_path / "new.jsonl", "--target", target)
+        assert "new.jsonl:1: there is no id" in refused.check_one_line_error()
+    finally:
+        server.stop()

@@ -54,7 +54,8 @@ def keys(tmp_path: Path) -> Path:
         ("InfoService/GetInfo", None),
         ("IndexService/DescribeIndex", None),
         ("IndexService/LoadIndex", "admin"),
-        ("IndexService/Upsert", "admin"),
+        ("IndexService/Upsert", "write"),
+        ("IndexService/Delete", "write"),
         ("SomethingNew/Do", "admin"),
     ],
 )

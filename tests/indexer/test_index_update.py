@@ -1,0 +1,81 @@
+"""Updating an index from files: what it holds afterwards, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import indexer
+from cognate.encoder import Encoder
+from cognate.errors import CognateError, RecordError
+from cognate.records import Rejects
+from cognate.updates import open_index
+
+
+@pytest.fixture(scope="module")
+def built(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("update")
+    (folder / "records.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(10)))
+    indexer.build(folder / "records.jsonl", tiny_bundle, folder / "index")
+    return folder / "index"
+
+
+@pytest.fixture
+def index(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def test_records_are_deleted_then_written(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    upserts = write(
+        tmp_path / "new.jsonl",
+        '{"id": "3", "text": "open the door"}\n{"id": 3, "text": "close the door", "label": "door"}\n'
+        '{"id": "é", "text": "learn"}\n{"id": "5", "text": "five"}\n',
+    )
+    deletes = write(tmp_path / "old.txt", "\ufeff5\r\n\n7\nno such id\n")
+    done: list[int] = []
+    updated = indexer.update(index, tiny_bundle, upserts=upserts, deletes=deletes, on_progress=done.append)
+    assert (updated.inserted, updated.replaced, updated.deleted, updated.superseded) == (2, 1, 2, 1)
+    assert updated.count == 10
+    assert sum(done) == 4
+    opened = open_index(index)
+    (hits,) = opened.search(Encoder(tiny_bundle).encode(["close the door"]), 100)
+    assert (hits[0].id, hits[0].text, hits[0].label) == ("3", "close the door", "door")
+    assert {hit.id for hit in hits} == {"0", "1", "2", "3", "4", "5", "6", "8", "9", "é"}
+
+
+def test_a_record_without_an_id_is_a_bad_line(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    upserts = write(tmp_path / "new.jsonl", '{"id": "a", "text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(RecordError, match=r"new\.jsonl:2: there is no id"):
+        indexer.update(index, tiny_bundle, upserts=upserts)
+    rejects = Rejects(lambda error: None)
+    assert indexer.update(index, tiny_bundle, upserts=upserts, rejects=rejects).inserted == 1
+    assert rejects.count == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"a\n" + b"x" * 513, r":2: the id is longer than 512 bytes"), (b"a\n\xff\n", ":2: invalid UTF-8")],
+)
+def test_a_line_that_is_no_id_is_told(
+    index: Path, tiny_bundle: Path, tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "old.txt").write_bytes(content)
+    with pytest.raises(RecordError, match=says):
+        indexer.update(index, tiny_bundle, deletes=tmp_path / "old.txt")
+
+
+def test_what_cannot_be_done_is_said(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    deletes = write(tmp_path / "old.txt", "5\n")
+    with pytest.raises(CognateError, match="nothing to do"):
+        indexer.update(index, tiny_bundle)
+    with pytest.raises(CognateError, match=r"none\.txt cannot be read: No such file"):
+        indexer.update(index, tiny_bundle, deletes=tmp_path / "none.txt")
+    with pytest.raises(CognateError, match="does not exist"):
+        indexer.update(tmp_path / "none", tiny_bundle, deletes=deletes)
+    assert open_index(index).count == 10
