@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -79,7 +79,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 with self._observe(method, context) as call:
                     answer = await self._answer(handler, method, raw, context, call)
             except Exception as error:
-                answer = await _abort(context, method, error)
+                await _abort(context, method, error)
             return answer
 
         async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
@@ -155,7 +155,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                 answer = handler.response_serializer(response)
                 self._hold(held, len(answer))
                 # Returns once gRPC has taken it, which is once the client reads.
-                await context.write(answer)
+                try:
+                    await context.write(answer)
+                except grpc.aio.InternalError:
+                    raise _gone() from None
                 self._release(held, sizes.popleft() + len(answer))
 
     async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
@@ -233,10 +236,21 @@ async def _first(messages: AsyncIterator[bytes]) -> bytes | None:
     return None
 
 
-async def _abort(context: Any, method: str, error: Exception) -> Any:
+async def _abort(context: Any, method: str, error: Exception) -> NoReturn:
     """End a call in a status."""
     if not isinstance(error, Refusal):
         _log.error("%s failed", method, exc_info=error)
         error = refusal.unexpected()
     status = error.status()
-    return await context.abort(status.code, status.details, status.trailing_metadata or ())
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata or ())
+    except grpc.aio.InternalError:
+        raise _gone() from None
+
+
+def _gone() -> asyncio.CancelledError:
+    """What ends a call that cannot be sent anything, since its client has gone or its deadline has passed.
+
+    gRPC cancels the handler of such a call, but what it was sending may fail before: no fault of the server.
+    """
+    return asyncio.CancelledError()
