@@ -59,6 +59,12 @@ SERVICES = tuple(
 ALL_WORKERS = "cognate.workers"
 """The name in grpc.health.v1 that tells whether all workers are up."""
 
+KEEPALIVE_SECONDS = 60
+"""A connection that has been silent for so long is asked whether its client is still there."""
+
+KEEPALIVE_ANSWER_SECONDS = 20
+"""What does not answer for so long is gone."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -234,6 +240,10 @@ class Server:
                 # Else a second server would take half the calls of the first, and none would know.
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.enable_channelz", int(settings.channelz)),
+                # Else a peer that vanished keeps its stream's place, and its connection, for two hours.
+                ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
+                ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
 
