@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -79,7 +79,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 with self._observe(method, context) as call:
                     answer = await self._answer(handler, method, raw, context, call)
             except Exception as error:
-                await _abort(context, method, error)
+                answer = await _abort(context, method, error)
             return answer
 
         async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
@@ -236,14 +236,14 @@ async def _first(messages: AsyncIterator[bytes]) -> bytes | None:
     return None
 
 
-async def _abort(context: Any, method: str, error: Exception) -> NoReturn:
+async def _abort(context: Any, method: str, error: Exception) -> Any:
     """End a call in a status."""
     if not isinstance(error, Refusal):
         _log.error("%s failed", method, exc_info=error)
         error = refusal.unexpected()
     status = error.status()
     try:
-        await context.abort(status.code, status.details, status.trailing_metadata or ())
+        return await context.abort(status.code, status.details, status.trailing_metadata or ())
     except grpc.aio.InternalError:
         raise _gone() from None
 
