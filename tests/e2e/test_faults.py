@@ -379,7 +379,7 @@ def test_malformed_messages_are_refused_and_what_is_read_is_answered(victim: Vic
     def inflict() -> None:
         with grpc.insecure_channel(victim.target, ALONE) as channel:
             for method, valid, fits in methods:
-                call = channel.unary_unary(method)
+                call: Any = channel.unary_unary(method)
                 for _ in range(200):
                     sent = damaged(valid.SerializeToString(), chance)
                     ended = call.future(sent, timeout=60)
@@ -392,7 +392,7 @@ def test_malformed_messages_are_refused_and_what_is_read_is_answered(victim: Vic
                     else:
                         if code is grpc.StatusCode.OK:
                             assert fits(asked, answers[method].FromString(ended.result())), (method, sent)
-            streams = channel.stream_stream(ENCODE_STREAM)
+            streams: Any = channel.stream_stream(ENCODE_STREAM)
             for _ in range(100):
                 stream = streams(iter([damaged(CHUNK.SerializeToString(), chance)]), timeout=60)
                 with contextlib.suppress(grpc.RpcError):
@@ -406,7 +406,8 @@ def test_a_malformed_question_for_health_is_answered_in_a_status(victim: Victim)
     def inflict() -> None:
         with grpc.insecure_channel(victim.target, ALONE) as channel:
             for sent in (b"\xff\xff\xff", b"\x0a\x7f", b"\x0a\x01\xff"):
-                ended = channel.unary_unary(HEALTH).future(sent, timeout=60)
+                check: Any = channel.unary_unary(HEALTH)
+                ended = check.future(sent, timeout=60)
                 assert ended.code() is not grpc.StatusCode.OK
 
     # gRPC's own service logs what it cannot read.
@@ -614,7 +615,7 @@ def test_a_clock_that_jumps(
 
         # A stream and a deadline that live through all jumps.
         answers = victim.stubs.encode_stream(chunks(), timeout=600)
-        health = health_pb2_grpc.HealthStub(victim.stubs.channel)
+        health: Any = health_pb2_grpc.HealthStub(victim.stubs.channel)
         for hours in jumps:
             wrong_by.write_text(hours)
             here.release()
