@@ -155,7 +155,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                 answer = handler.response_serializer(response)
                 self._hold(held, len(answer))
                 # Returns once gRPC has taken it, which is once the client reads.
-                await context.write(answer)
+                try:
+                    await context.write(answer)
+                except grpc.aio.InternalError:
+                    raise _gone() from None
                 self._release(held, sizes.popleft() + len(answer))
 
     async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
@@ -239,4 +242,15 @@ async def _abort(context: Any, method: str, error: Exception) -> Any:
         _log.error("%s failed", method, exc_info=error)
         error = refusal.unexpected()
     status = error.status()
-    return await context.abort(status.code, status.details, status.trailing_metadata or ())
+    try:
+        return await context.abort(status.code, status.details, status.trailing_metadata or ())
+    except grpc.aio.InternalError:
+        raise _gone() from None
+
+
+def _gone() -> asyncio.CancelledError:
+    """What ends a call that cannot be sent anything, since its client has gone or its deadline has passed.
+
+    gRPC cancels the handler of such a call, but what it was sending may fail before: no fault of the server.
+    """
+    return asyncio.CancelledError()

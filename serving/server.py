@@ -61,6 +61,15 @@ SERVICES = tuple(
 ALL_WORKERS = "cognate.workers"
 """The name in grpc.health.v1 that tells whether all workers are up."""
 
+KEEPALIVE_SECONDS = 60
+"""A connection that has been silent for so long is asked whether its client is still there."""
+
+KEEPALIVE_ANSWER_SECONDS = 20
+"""What does not answer for so long is gone."""
+
+LISTENING_SECONDS = 0.5
+"""Between two looks whether gRPC still listens."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +105,7 @@ class Server:
         self._access = Access()
         self._certificates: Certificates | None = None
         self._health = health.aio.HealthServicer()
+        self._servers: list[grpc.aio.Server] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -169,6 +179,7 @@ class Server:
                 await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
             stack.push_async_callback(server.stop, None)
             await server.start()
+            self._servers.append(server)
             if settings.admin_port is not None:
                 await self._start_administration(stack, settings.admin_port, index_service, info)
             stack.push_async_callback(self._drain, boundary)
@@ -178,6 +189,12 @@ class Server:
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, finish those under way within the grace, and end."""
         await self._stack.aclose()
+
+    async def listen_until_broken(self) -> None:
+        """Wait until gRPC stops listening by itself, as it does where a call's method is not UTF-8."""
+        # Its own wait_for_termination returns only once the call has ended, which its client may put off.
+        while all(server._server.is_running() for server in self._servers):  # type: ignore[attr-defined]
+            await asyncio.sleep(LISTENING_SECONDS)
 
     def reload(self) -> None:
         """Read the keys and the certificate again. Bad ones change nothing, and are logged."""
@@ -241,6 +258,10 @@ class Server:
                 # Else a second server would take half the calls of the first, and none would know.
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.enable_channelz", int(settings.channelz)),
+                # Else a peer that vanished keeps its stream's place, and its connection, for two hours.
+                ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
+                ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
 
@@ -265,6 +286,7 @@ class Server:
         self.admin_port = self._listen(server, port)
         stack.push_async_callback(server.stop, None)
         await server.start()
+        self._servers.append(server)
         stack.push_async_callback(boundary.drain, self.settings.grace_seconds)
 
     async def _drain(self, boundary: Boundary) -> None:
@@ -311,7 +333,17 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
         loop.add_signal_handler(signal.SIGHUP, reload)
         if on_ready is not None:
             on_ready(server)
-        await told_to_stop.wait()
+        broken = loop.create_task(server.listen_until_broken())
+        stopping = loop.create_task(told_to_stop.wait())
+        await asyncio.wait([broken, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if broken.done():
+            # Not in order, for gRPC would wait for the call, which its client may never end. What supervises
+            # this process starts another.
+            _log.error("gRPC broke down on a call and listens no more; start the server again")
+            for handler in logging.getLogger().handlers:
+                handler.flush()
+            os._exit(1)
+        await _end(broken)
         for number in signals:
             loop.remove_signal_handler(number)
 

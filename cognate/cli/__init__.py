@@ -13,6 +13,10 @@ from typing import Annotated
 import pydantic
 import typer
 
+# gRPC tells of connections that are closed, and of each TLS handshake that fails, on standard error, and
+# waits until it is written: a server whose log's reader stalls would stall with it. It is read at its import.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 from cognate.cli import (
     bundle,
     data,
@@ -94,8 +98,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; a failure is one line on standard error and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # gRPC tells of every connection that a server closes, on standard error.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
