@@ -17,6 +17,9 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "direc
 
 OUTPUT = "sentence_embedding"
 
+# Nothing that runs here is anybody else's business.
+onnxruntime.disable_telemetry_events()
+
 _log = logging.getLogger(__name__)
 
 
