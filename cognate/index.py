@@ -517,6 +517,10 @@ class Index:
         condition, parameters = to_sql(filter)
         return self._matching(condition, tuple(parameters))
 
+    def all_rows(self) -> NDArray[np.int64]:
+        """The rows of all its records: int64, ascending."""
+        return np.arange(self.count)
+
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
         found = self._fetch(set(rows))

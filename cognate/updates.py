@@ -298,7 +298,11 @@ class UpdatedIndex(Index):
         found[written] = self._vectors[wanted[written] - self.manifest.count]
         return found
 
-    def all_rows(self) -> tuple[int, NDArray[np.int64]]:
+    def all_rows(self) -> NDArray[np.int64]:
+        """As ``Index``; those of the base that were replaced or deleted are left out."""
+        return self.revision_and_rows()[1]
+
+    def revision_and_rows(self) -> tuple[int, NDArray[np.int64]]:
         """The revision, and the rows of all its records, at one moment: int64, ascending."""
         snapshot = self._snapshot
         base = np.arange(self.manifest.count)
@@ -590,7 +594,7 @@ class IndexUpdates:
             index = self.index
             if not index.changed:
                 return None
-            revision, rows = index.all_rows()
+            revision, rows = index.revision_and_rows()
             name = f"base-{revision}"
             with (
                 publishing(self._updates / name, IndexManifest.KIND, force=True) as partial,

@@ -27,6 +27,7 @@ from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
 from cognate.records import Record, Rejects
+from cognate.updates import open_index
 from indexer.sources import Source, index_records, open_source
 from indexer.work_folder import Chunk, WorkFolder, discard
 
@@ -172,7 +173,7 @@ def _open_work(
 
 def _open_old(folder: Path, encoder: Encoder) -> Index:
     try:
-        return Index(folder, fingerprint=encoder.fingerprint, device="cpu")
+        return open_index(folder, fingerprint=encoder.fingerprint, device="cpu")
     except FingerprintError:
         raise FingerprintError(
             f"{folder} has vectors of another bundle than {encoder.bundle.folder}, so none can be reused; "
@@ -217,6 +218,7 @@ class _Job:
         self._work = work
         self._source = source
         self._old = old
+        self._old_rows = np.empty(0, np.int64) if old is None else old.all_rows()
         self._replace = replace
         self._tally = tally
         self._on_progress = on_progress or (lambda count: None)
@@ -237,7 +239,7 @@ class _Job:
                         upcoming = self._next(records)
                     except Exception as error:  # The chunk before it is good, and kept.
                         failure = error
-                    old = self._old.vectors(list(chunk.old.values())) if self._old else None
+                    old = self._old_vectors(list(chunk.old.values())) if self._old else None
                     self._work.commit(chunk, encoded.result(), old)
                     self._count(chunk)
                     if failure:
@@ -245,6 +247,11 @@ class _Job:
                     chunk = upcoming
             finally:
                 self._stop.set()
+
+    def _old_vectors(self, positions: list[int]) -> NDArray[np.float32]:
+        """Vectors of the old index, by position among its records: rows of an updated one have gaps."""
+        assert self._old is not None  # noqa: S101
+        return self._old.vectors(self._old_rows[positions].tolist())
 
     def _skip(self, records: Iterator[Record]) -> None:
         """Read again what an interrupted job has read, and see that it is the same."""

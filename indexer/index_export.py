@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cognate.errors import ArtifactError, CognateError
 from cognate.index import Index
 from cognate.records import Record
+from cognate.updates import open_index
 
 FORMATS = (".parquet", ".arrow", ".npy")
 ROWS = 4096
@@ -54,7 +55,7 @@ def export(index: str | Path, destination: str | Path, *, force: bool = False) -
     for path in paths:
         if path.exists() and not force:
             raise CognateError(f"{path} exists; give another --out, or --force to replace it")
-    with contextlib.closing(Index(index, device="cpu")) as opened:
+    with contextlib.closing(open_index(index, device="cpu")) as opened:
         if len(paths) == 1:
             writers: list[Callable[[Path, Index], None]] = [
                 _write_parquet if destination.suffix == ".parquet" else _write_arrow
@@ -91,8 +92,9 @@ def _publishing(path: Path) -> Iterator[Path]:
 
 
 def _chunks(index: Index) -> Chunks:
-    for start in range(0, index.count, ROWS):
-        rows = range(start, min(start + ROWS, index.count))
+    all_rows = index.all_rows()
+    for start in range(0, len(all_rows), ROWS):
+        rows = all_rows[start : start + ROWS].tolist()
         yield index.records(rows), index.vectors(rows)
 
 

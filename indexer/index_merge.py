@@ -8,6 +8,7 @@ from cognate.artifact import publishing
 from cognate.errors import CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
+from cognate.updates import open_index
 from indexer.batch_job import CHUNK, OnDuplicate
 
 
@@ -41,7 +42,7 @@ def merge(
     destination = Path(destination)
     with ExitStack() as stack:
         partial = stack.enter_context(publishing(destination, IndexManifest.KIND, force=force))
-        opened = [stack.enter_context(closing(Index(folder, device="cpu"))) for folder in indexes]
+        opened = [stack.enter_context(closing(open_index(folder, device="cpu"))) for folder in indexes]
         first = opened[0]
         for other in opened[1:]:
             if other.manifest.fingerprint != first.manifest.fingerprint:
@@ -57,8 +58,9 @@ def merge(
 
 
 def _add(writer: IndexWriter, index: Index, later: Sequence[Index], on_duplicate: OnDuplicate) -> None:
-    for start in range(0, index.count, CHUNK):
-        rows = list(range(start, min(start + CHUNK, index.count)))
+    all_rows = index.all_rows()
+    for start in range(0, len(all_rows), CHUNK):
+        rows = all_rows[start : start + CHUNK].tolist()
         records = index.records(rows)
         ids = [record.id or "" for record in records]
         dropped: set[str] = set()

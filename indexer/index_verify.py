@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cognate.encoder import Device, Encoder
-from cognate.index import Index
+from cognate.updates import open_index
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def verify(
         FingerprintError: The index was built with another bundle.
     """
     encoder = Encoder(bundle, device=device, bulk=True)
-    with closing(Index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
-        rows = np.unique(
-            np.linspace(0, opened.count - 1, min(samples, opened.count)).astype(np.int64)
-        ).tolist()
+    with closing(open_index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
+        all_rows = opened.all_rows()
+        spread = np.linspace(0, len(all_rows) - 1, min(samples, len(all_rows))).astype(np.int64)
+        rows = all_rows[np.unique(spread)].tolist()
         if not rows:
             return Verified(0, 1.0, 1.0, None)
         records = opened.records(rows)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cognate.artifact import kind_of
 from cognate.errors import CognateError
-from cognate.index import Index, IndexManifest, version_of
+from cognate.index import Index, IndexManifest
 from cognate.records import COMPRESSIONS, STDIN, Record, Rejects, read_records
+from cognate.updates import open_index, state_of
 from indexer.remote import Remote, find_remote, is_remote
 
 PARQUET = ".parquet"
@@ -130,13 +131,14 @@ def _dataset(folder: Path) -> list[Source]:
 
 def _index(folder: Path) -> Source:
     def read(rejects: Rejects | None) -> Generator[Record, None, None]:
-        with contextlib.closing(Index(folder, device="cpu")) as index:
+        with contextlib.closing(open_index(folder, device="cpu")) as index:
             yield from index_records(index)
 
     manifest = IndexManifest.read(folder)
+    state = state_of(folder)
     return Source(
         str(folder),
-        {"input": str(folder), f"version of {folder}": version_of(folder)},
+        {"input": str(folder), f"version of {folder}": f"{state.base_version}, revision {state.revision}"},
         read,
         manifest.count,
     )
@@ -144,8 +146,9 @@ def _index(folder: Path) -> Source:
 
 def index_records(index: Index) -> Iterator[Record]:
     """The records of an index, in the order of its rows."""
-    for start in range(0, index.count, ROWS):
-        yield from index.records(range(start, min(start + ROWS, index.count)))
+    all_rows = index.all_rows()
+    for start in range(0, len(all_rows), ROWS):
+        yield from index.records(all_rows[start : start + ROWS].tolist())
 
 
 def _remote(remote: Remote, *, allow_empty: bool) -> Source:

@@ -1,8 +1,10 @@
 """Updating an index from files: what it holds afterwards, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import indexer
@@ -79,3 +81,25 @@ def test_what_cannot_be_done_is_said(index: Path, tiny_bundle: Path, tmp_path: P
     with pytest.raises(CognateError, match="does not exist"):
         indexer.update(tmp_path / "none", tiny_bundle, deletes=deletes)
     assert open_index(index).count == 10
+
+
+def test_what_takes_whole_indexes_takes_their_updates(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    upserts = write(tmp_path / "new.jsonl", '{"id": "3", "text": "three"}\n{"id": "new", "text": "learn"}\n')
+    indexer.update(index, tiny_bundle, upserts=upserts, deletes=write(tmp_path / "old.txt", "7\n"))
+    expected = {**{str(n): f"text {n}" for n in range(10) if n != 7}, "3": "three", "new": "learn"}
+    _, lines = indexer.export(index, tmp_path / "vectors.npy")
+    exported = {row["id"]: row["text"] for row in map(json.loads, lines.read_text().splitlines())}
+    assert exported == expected
+    assert len(np.load(tmp_path / "vectors.npy")) == len(expected)
+    verified = indexer.verify(index, tiny_bundle)
+    assert verified.samples == len(expected)
+    assert verified.min_cosine > 0.9999
+    other = write(tmp_path / "other.jsonl", '{"id": "other", "text": "another"}\n')
+    indexer.build(other, tiny_bundle, tmp_path / "other")
+    indexer.merge([index, tmp_path / "other"], tmp_path / "both")
+    indexer.build(str(index), tiny_bundle, tmp_path / "again", reuse=index)
+    for folder, more in (("both", {"other": "another"}), ("again", {})):
+        merged = open_index(tmp_path / folder)
+        held = {record.id: record.text for record in merged.records(merged.all_rows().tolist())}
+        assert held == expected | more
+        assert verified.min_cosine == pytest.approx(indexer.verify(tmp_path / folder, tiny_bundle).min_cosine)
