@@ -8,12 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.peer import Driven, Peer, Served
 
 # Before any library asks a hub: the tests have no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# No example is timed: other tests run beside it.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 QUORA = Path(__file__).resolve().parents[2] / "shared/data/quora"
 SAMPLE = Path(__file__).resolve().parents[1] / "cognate/sample"

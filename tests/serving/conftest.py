@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 
 import serving.server
@@ -20,10 +19,6 @@ from tests.serving.servers import (
     version_records,
     write_index,
 )
-
-# No example is timed: another program may have the processor.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
