@@ -523,7 +523,8 @@ ATTACKS = {
     "windows beyond all bounds": [HEAD, *[Frame(http2.WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff")] * 100],
     "more than the window": [HEAD, *http2.message(b"a" * 8_000_000, last=False)],
     "a message said to have 4 GB": [HEAD, *http2.message(b"a" * 1000, says=2**32 - 1, last=False)],
-    "a thousand calls that send nothing": [http2.headers(ENCODE, stream) for stream in range(1, 2001, 2)],
+    # Three times at once. From 1,000 calls on that it has not begun, gRPC ends some at random: anybody's.
+    "calls that send nothing": [http2.headers(ENCODE, stream) for stream in range(1, 601, 2)],
     "the end before the beginning": [
         Frame(http2.DATA, END_STREAM, 1),
         HEAD,

@@ -120,9 +120,11 @@ def test_twenty_switches_leave_no_file_open_and_nothing_mapped(versions: Path, e
         return process.num_fds(), maps
 
     async def test() -> None:
+        # Other tests of this process may have left some open.
+        of_others = held()[1]
         async with registry_of(encoder, faq=versions / "v1") as registry:
             await registry.load("faq", versions / "v2")
-            await until(lambda: held()[1] == 1)
+            await until(lambda: held()[1] == of_others + 1)
             before = held()
             for number in range(20):
                 await registry.load("faq", versions / f"v{1 + number % 2}")
