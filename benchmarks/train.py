@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peers import peak_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -61,7 +62,7 @@ class _Turns:
         self._left -= 1
         if not self._left:
             seconds = time.perf_counter() - self._started
-            print(json.dumps({"seconds": seconds, "losses": self.losses, "peak": _peak_memory()}), flush=True)
+            print(json.dumps({"seconds": seconds, "losses": self.losses, "peak": peak_memory()}), flush=True)
             self.losses = []
             self._wait()
 
@@ -225,15 +226,6 @@ def _running(systems: dict[str, dict[str, Any]]) -> Iterator[dict[str, Process]]
     finally:
         for process in processes.values():
             process.stop()
-
-
-def _peak_memory() -> int:
-    """Bytes that this process has had at most; Linux alone tells."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

@@ -406,9 +406,6 @@ class _Parser:
         self._start = match.start(self._kind)
         self._end = match.end()
 
-    def _is_word(self, word: str) -> bool:
-        return self._kind == "word" and self._token.lower() == word
-
     def _take(self, *signs: str) -> str | None:
         """Take a sign or word where it is one of some; None where it is not."""
         found = self._token.lower() if self._kind in ("sign", "word") else ""

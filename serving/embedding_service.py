@@ -1,6 +1,7 @@
 """EmbeddingService: texts to embeddings."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from cognate.bundle import BundleManifest
@@ -9,10 +10,10 @@ from cognate.vector_formats import cut
 from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
 from serving.queue import Caller
-from serving.refusal import Refusal, bad_field
+from serving.refusal import bad_field
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
-from serving.streams import Chunk, chunks, in_order
+from serving.streams import answer_chunks
 from serving.vectors import write_vectors
 
 CHUNKS_AT_A_TIME = 2
@@ -39,20 +40,17 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Encode chunks of texts."""
         caller = read_caller(context)
 
-        async def answer(
-            chunk: Chunk[embedding_pb2.EncodeStreamRequest],
-        ) -> embedding_pb2.EncodeStreamResponse:
-            try:
-                response = await self._encode(chunk.message.request, context, caller, streamed=True)
-            except Refusal as why:
-                raise why.in_chunk(chunk.number, chunk.message.id) from None
-            return embedding_pb2.EncodeStreamResponse(
-                id=chunk.message.id, first_text=chunk.first, response=response
-            )
-
-        numbered = chunks(requests, lambda message: len(message.request.texts))
-        async for response in in_order(numbered, answer, at_a_time=CHUNKS_AT_A_TIME):
-            yield response
+        answered = answer_chunks(
+            requests,
+            lambda request: len(request.texts),
+            lambda request: self._encode(request, context, caller, streamed=True),
+            at_a_time=CHUNKS_AT_A_TIME,
+        )
+        async with aclosing(answered):
+            async for chunk, response in answered:
+                yield embedding_pb2.EncodeStreamResponse(
+                    id=chunk.message.id, first_text=chunk.first, response=response
+                )
 
     async def _encode(
         self, request: embedding_pb2.EncodeRequest, context: Any, caller: Caller, *, streamed: bool

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from serving.encoding import check_count, check_text, encode_texts, timings, usa
 from serving.filter_messages import read_filter
 from serving.indexes import IndexRegistry, Version
 from serving.queue import Caller
-from serving.refusal import Refusal, bad_field, no_such_record
+from serving.refusal import bad_field, no_such_record
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
-from serving.streams import Chunk, chunks, in_order
+from serving.streams import answer_chunks
 from serving.vectors import read_vector
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -79,21 +80,18 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         """Search with chunks of queries."""
         caller = read_caller(context)
 
-        async def answer(
-            chunk: Chunk[search_pb2.SearchStreamRequest],
-        ) -> search_pb2.SearchStreamResponse:
-            try:
-                response = await self._search(chunk.message.request, context, caller, streamed=True)
-            except Refusal as why:
-                raise why.in_chunk(chunk.number, chunk.message.id) from None
-            return search_pb2.SearchStreamResponse(
-                id=chunk.message.id, first_query=chunk.first, response=response
-            )
-
-        numbered = chunks(requests, lambda message: len(message.request.queries))
-        # One at a time: an answer may be of MAX_ANSWER_BYTES.
-        async for response in in_order(numbered, answer, at_a_time=1):
-            yield response
+        answered = answer_chunks(
+            requests,
+            lambda request: len(request.queries),
+            lambda request: self._search(request, context, caller, streamed=True),
+            # An answer may be of MAX_ANSWER_BYTES.
+            at_a_time=1,
+        )
+        async with aclosing(answered):
+            async for chunk, response in answered:
+                yield search_pb2.SearchStreamResponse(
+                    id=chunk.message.id, first_query=chunk.first, response=response
+                )
 
     async def _search(
         self, request: search_pb2.SearchRequest, context: Any, caller: Caller, *, streamed: bool

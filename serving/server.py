@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -412,16 +412,29 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def listen_alone(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Listen on a port for a moment, and share it with nobody: others' workers are others too.
+
+    Returns:
+        The family, and the address with the port that was found.
+
+    Raises:
+        OSError: It cannot be listened on.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind(address)
+        alone.listen()
+        return family, alone.getsockname()
+
+
 def why_not_listening(host: str, port: int) -> str:
     """Why a port cannot be listened on, which gRPC does not tell: ask the system."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
+        listen_alone(host, port)
     except socket.gaierror as error:
         return f"the host {host!r} is no address of this machine: {error.strerror}; give another --host"
     except OSError as error:

@@ -2,9 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from serving.refusal import Refusal
 
 Message = TypeVar("Message")
 Answer = TypeVar("Answer")
@@ -46,7 +49,7 @@ async def in_order(
     answer: Callable[[Message], Awaitable[Answer]],
     *,
     at_a_time: int,
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """Answer messages side by side, and give the answers in the messages' order, each as soon as it can be.
 
     No message is read while ``at_a_time`` are being answered or wait to be taken, so that memory is bounded
@@ -87,6 +90,37 @@ async def in_order(
         for future in unfinished:
             future.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
+
+
+async def answer_chunks(
+    messages: AsyncIterator[Any],
+    count: Callable[[Any], int],
+    answer: Callable[[Any], Awaitable[Answer]],
+    *,
+    at_a_time: int,
+) -> AsyncGenerator[tuple[Chunk[Any], Answer], None]:
+    """Answer the requests of a stream of chunks as ``in_order`` does; a refusal says of which chunk it is.
+
+    Args:
+        messages: Of the contract, each with an id and a request.
+        count: Of the texts or queries in a request.
+        answer: Answers a request.
+        at_a_time: At least 1.
+
+    Raises:
+        Refusal: The first one, of an answer.
+    """
+
+    async def of_chunk(chunk: Chunk[Any]) -> tuple[Chunk[Any], Answer]:
+        try:
+            return chunk, await answer(chunk.message.request)
+        except Refusal as why:
+            raise why.in_chunk(chunk.number, chunk.message.id) from None
+
+    numbered = chunks(messages, lambda message: count(message.request))
+    async with aclosing(in_order(numbered, of_chunk, at_a_time=at_a_time)) as answered:
+        async for pair in answered:
+            yield pair
 
 
 async def _next(messages: AsyncIterator[Message]) -> Message | None:

@@ -25,7 +25,7 @@ from cognate.errors import CognateError
 from cognate.processors import available_cores
 from serving.logs import logging_to_standard_error
 from serving.metrics_port import MetricsPort
-from serving.server import Server, address_of, serve, why_not_listening
+from serving.server import Server, address_of, listen_alone, serve, why_not_listening
 from serving.settings import Settings
 from serving.worker_metrics import WorkerMetrics
 
@@ -302,16 +302,8 @@ def _say(what: dict[str, Any]) -> None:
 def _hold_port(host: str, port: int) -> socket.socket:
     """Make sure that nobody else listens on a port, and keep it for the workers, without listening."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as alone:
-            # Without SO_REUSEPORT: refused where another server's workers share the port.
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            alone.listen()
-            address = alone.getsockname()
-        held = socket.socket(family, kind, protocol)
+        family, address = listen_alone(host, port)
+        held = socket.socket(family, socket.SOCK_STREAM)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(address)
