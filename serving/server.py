@@ -70,6 +70,9 @@ KEEPALIVE_ANSWER_SECONDS = 20
 LISTENING_SECONDS = 0.5
 """Between two looks whether gRPC still listens."""
 
+PENDING_CALLS = 16
+"""How many calls may have come and wait to be begun, for each that may be under way."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -255,6 +258,10 @@ class Server:
             maximum_concurrent_rpcs=2 * settings.max_calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Over the first, gRPC ends calls at random that it has not begun, whoever's they are, and
+                # over the second all: by default 1,000 and 3,000, which one connection reaches.
+                ("grpc.server.max_pending_requests", PENDING_CALLS * settings.max_calls),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS * settings.max_calls),
                 # Else a second server would take half the calls of the first, and none would know.
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.enable_channelz", int(settings.channelz)),
