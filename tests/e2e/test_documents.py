@@ -1,5 +1,8 @@
 """The documents are true: their commands run, in their order, and the generated page is up to date."""
 
+import ast
+import asyncio
+import inspect
 import itertools
 import os
 import re
@@ -7,11 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cognate import Client
 from tests.conftest import SAMPLE
+from tests.e2e.conftest import serving
 from tests.e2e.test_demo import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +91,32 @@ def test_every_command_of_a_document_runs_in_its_order(document: str, tmp_path: 
         if server:
             server.terminate()
             assert server.wait(timeout=60) == 0
+
+
+def programs(document: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", ["docs/clients.md", "docs/encode.md"])
+def test_every_program_of_a_document_runs(
+    document: str, minilm_bundle: Path, sample_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bundle").symlink_to(minilm_bundle)
+    indexes = ("--index", sample_index, "--index", f"faq={sample_index}")
+    with serving("--bundle", minilm_bundle, *indexes) as (_, target):
+        # What a program of a page names, the next ones know.
+        names: dict[str, Any] = {"lines": ["open the door", "reset the password"], "key": "secret"}
+        for program in programs(document):
+            source = program.replace("localhost:50051", target)
+            code = compile(source, document, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            running = eval(code, names)
+            if inspect.iscoroutine(running):
+                asyncio.run(running)
+            if retriever := names.pop("retriever", None):
+                retrieve = getattr(retriever, "invoke", None) or retriever.retrieve
+                assert len(retrieve("how do I restart it?")) == 3
+    assert names["vectors"].shape == (1, 384)
 
 
 def test_the_page_of_the_command_line_is_what_help_prints() -> None:
