@@ -72,7 +72,8 @@ class Manifest(pydantic.BaseModel):
             {
                 "artifact": cls.KIND,
                 "format_version": cls.FORMAT_VERSION,
-                "created_at": datetime.now(UTC).replace(microsecond=0),
+                # To the microsecond, so that two indexes of the same records are two versions.
+                "created_at": datetime.now(UTC),
                 "versions": installed_versions("cognate", *cls.LIBRARIES),
                 "files": {
                     path.relative_to(folder).as_posix(): FileDigest(

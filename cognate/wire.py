@@ -19,7 +19,21 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.errors import CognateError
-from cognate.filters import And, Exists, Filter, In, Not, Or, Prefix, Range, Value, check, field_text, parse
+from cognate.filters import (
+    And,
+    Contains,
+    Exists,
+    Filter,
+    In,
+    Not,
+    Or,
+    Prefix,
+    Range,
+    Value,
+    check,
+    field_text,
+    parse,
+)
 from cognate.records import Accuracy, Hit, Record
 from cognate.v1 import embedding_pb2, filter_pb2, index_pb2, info_pb2, search_pb2
 
@@ -466,6 +480,9 @@ def _filter_message(filter: Filter) -> filter_pb2.Filter:  # noqa: A002
             return filter_pb2.Filter(prefix=filter_pb2.FilterPrefix(field=field_text(field), prefix=prefix))
         case Exists(field):
             return filter_pb2.Filter(exists=field_text(field))
+        case Contains(field, values):
+            contains = filter_pb2.FilterContains(field=field_text(field), values=map(_filter_value, values))
+            return filter_pb2.Filter(contains=contains)
 
 
 def _filter_list(filters: Iterable[Filter]) -> filter_pb2.FilterList:
