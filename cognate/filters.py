@@ -3,7 +3,8 @@
 A field is ``label``, or the path of an attribute: ``lang``, ``author.name``. A condition holds for a record
 that has a value there, of the condition's own type: a string is compared with strings, a number with numbers,
 true with booleans. A record without the field, or with a null, a list, an object or a value of another type
-there, does not match; so ``not`` of the condition holds for it. What lists hold is asked for by ``Contains`` alone.
+there, does not match; so ``not`` of the condition holds for it. What a list
+holds is asked for by ``Contains`` alone.
 """
 
 import json
@@ -208,7 +209,9 @@ def _check_condition(condition: Condition) -> None:
     match condition:
         case In(_, values) | Contains(_, values):
             if isinstance(condition, Contains) and path == LABEL:
-                raise FilterError("the filter asks what the label contains, which is no list; use `label in (…)`")
+                raise FilterError(
+                    "the filter asks what the label contains, which is no list; use `label in (…)`"
+                )
             if not values:
                 raise FilterError(f"the filter's list for {name} is empty; give at least one value")
             checked: list[Value] = list(values)
@@ -315,12 +318,9 @@ def _contains_sql(field: Path, values: tuple[Value, ...]) -> tuple[str, list[str
         tests.append((f"type IN ({_marks(booleans)})", booleans))
     path = _json_path(field)
     found, parameters = _joined(" OR ", tests)
+    item = f"EXISTS (SELECT 1 FROM json_each(attributes, ?) WHERE {found})"  # noqa: S608, all is bound
     # Of an object or a single value, json_each gives what is in it too.
-    return (
-        "ifnull(json_type(attributes, ?) = 'array' AND "
-        f"EXISTS (SELECT 1 FROM json_each(attributes, ?) WHERE {found}), 0)",  # noqa: S608, all is bound
-        [path, path, *parameters],
-    )
+    return f"ifnull(json_type(attributes, ?) = 'array' AND {item}, 0)", [path, path, *parameters]
 
 
 def _typed_sql(
@@ -396,8 +396,9 @@ def field_text(path: Path) -> str:
 def parse(text: str) -> Filter:
     """Read a filter from its text form, such as ``lang = "en" and not (year < 2020 or exists draft)``.
 
-    Tests: ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in (…)``, ``not in (…)``, ``prefix``, ``contains`` (of a
-    list: a value, or one of ``(…)``) and, before its field, ``exists``; joined by ``not``, ``and``, ``or``, which bind in this order, and parentheses.
+    Tests: ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in (…)``, ``not in (…)``, ``prefix``, ``contains``
+    (of a list: a value, or one of ``(…)``) and, before its field, ``exists``; joined by ``not``, ``and``,
+    ``or``, which bind in this order, and parentheses.
     Strings are JSON's, in double quotes; so are keys that are not made of letters, digits, ``_`` and ``-``,
     or are one of these words. ``!=`` and ``not in`` hold where ``=`` and ``in`` do not, also where the field
     is not there.
@@ -514,8 +515,8 @@ class _Parser:
                     raise self._wanted("a string in double quotes")
                 return Prefix(path, str(self._value()))
             case "contains":
-                in_list = self._kind == "sign" and self._token == "("
-                return Contains(path, self._list() if in_list else (self._value(),))
+                is_list = self._kind == "sign"
+                return Contains(path, self._list() if is_list else (self._value(),))
         raise self._wanted(f'a test of {field_text(path)}, such as `= 1`, `in (…)` or `prefix "…"`,')
 
     def _list(self) -> tuple[Value, ...]:

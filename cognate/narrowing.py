@@ -50,7 +50,7 @@ def narrowed_rows(
     *,
     accuracy: Accuracy = "balanced",
     min_score: float | None = None,
-    own_rows: Sequence[int | None] = (),
+    own_rows: Sequence[Sequence[int]] = (),
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Find the rows nearest to each vector, of those that are asked for.
 
@@ -61,7 +61,7 @@ def narrowed_rows(
         narrowing: What is asked for.
         accuracy: As ``Index.search``.
         min_score: Leave out hits with a smaller cosine.
-        own_rows: A row for each query that is left out of its hits, or None; none at all for none.
+        own_rows: For each query the rows that are left out of its hits; none at all for none.
 
     Returns:
         Cosines, float32, and rows, int64, of each query, best first.
@@ -71,12 +71,11 @@ def narrowed_rows(
     """
     matching = None if narrowing.filter is None else index.matching(narrowing.filter)
     excluded = list(index.rows_of(narrowing.exclude_ids).values())
-    left_out = [excluded if row is None else [*excluded, row] for row in own_rows or [None] * len(vectors)]
+    left_out = [[*excluded, *own] for own in own_rows or [()] * len(vectors)]
     labels: dict[int, str | None] = {}
     first = narrowing.offset or 0
     wanted = first + top_k
-    bound = wanted + len(excluded) + 1
-    depth = wanted + max(map(len, left_out), default=0)
+    bound = depth = wanted + max(map(len, left_out), default=0)
     if narrowing.group_by_label:
         bound = max(bound, MAX_DEPTH)
         depth = max(depth, min(bound, FIRST_DEPTH * wanted))
