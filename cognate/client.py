@@ -380,7 +380,8 @@ class Client:
 
         Args:
             queries: Texts, vectors, ``Like`` and ``Combined``, or an array of vectors, shape (queries,
-                dimension); at least one. A list longer than the server takes is sent in several calls, one after another.
+                dimension); at least one. A list longer than the server takes is sent in several calls, one
+                after another.
             top_k: As in ``search``, and so are the arguments after it.
             index: The index to search.
             min_score: Leave out hits with a smaller cosine.

@@ -22,6 +22,7 @@ from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, check, to_sql
 from cognate.index_kinds import (
+    CODED,
     EXACT_SHARE,
     SUBSET_FACTOR,
     Approximate,
@@ -52,8 +53,8 @@ class IndexManifest(Manifest):
     """An index's manifest.
 
     Attributes:
-        kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq" or "factory"
-            with some of them.
+        kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq",
+            "ivf_fastscan" or "factory" with some of them.
         parameters: Of the kind: the FAISS factory string; none where only full vectors are searched.
         metric: "cosine".
         dimension: Components of a vector.
@@ -231,7 +232,7 @@ def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]
     return {
         "kind": "factory" if layout.factory is not None else chosen.kind,
         "parameters": {"factory": factory},
-        "storage": "codes" if layout.factory is not None or chosen.kind == "ivf_pq" else chosen.storage,
+        "storage": "codes" if layout.factory is not None or chosen.kind in CODED else chosen.storage,
         "recall_at_10": balanced.recall_at_10,
         "search": {"fast": fast.parameters, "balanced": balanced.parameters},
         **told,

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -683,6 +684,6 @@ def _layout_of(manifest: IndexManifest) -> Layout:
     recall = manifest.recall_target or Layout().recall
     if manifest.kind == "factory":
         return Layout(factory=str(manifest.parameters["factory"]), recall=recall)
-    kinds: dict[str, Kind] = {"flat": "flat", "hnsw": "hnsw", "ivf_flat": "ivf_flat", "ivf_pq": "ivf_pq"}
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
     storages: dict[str, Storage] = {"fp16": "fp16", "int8": "int8"}
     return Layout(kinds[manifest.kind], storages.get(manifest.storage, "fp32"), None, recall)

@@ -41,7 +41,7 @@ def build(
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
     kind: Annotated[
-        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"],
+        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"],
         typer.Option(help="flat is exact; the others are quicker or smaller; auto chooses by size."),
     ] = "auto",
     storage: Annotated[
