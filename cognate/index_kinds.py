@@ -29,14 +29,10 @@ FLAT_BYTES = 64 * 1024 * 1024
 """Full vectors up to so many bytes stay flat under "auto": reading all of them takes milliseconds."""
 
 MEMORY_SHARE = 0.5
-"""Of the memory, what "auto" lets fastscan codes take, which are held in it, or the building of a graph, which holds
-the full vectors meanwhile."""
+"""Of the memory, what "auto" lets the codes of fastscan take, which are held in it."""
 
 LINKS = 32
 """Links of a vector in a graph, twice as many on its lowest level."""
-
-LINK_BYTES = 8 * LINKS + 16
-"""What the graph takes for a vector."""
 
 EF_CONSTRUCTION = 128
 """Candidates that a vector's links are chosen from."""
