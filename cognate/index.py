@@ -149,7 +149,7 @@ class IndexWriter:
                 every query counts as 0.
 
         Raises:
-            CognateError: An id occurs twice, or a vector is not finite.
+            CognateError: An id occurs twice, a vector is not finite, or attributes are no JSON object.
             OSError: The disk is full or fails.
         """
         finite = np.isfinite(vectors).all(axis=1)
@@ -162,7 +162,7 @@ class IndexWriter:
                 record.id if record.id is not None else str(self._count + offset),
                 record.text,
                 record.label,
-                None if record.attributes is None else json.dumps(record.attributes, ensure_ascii=False),
+                attributes_text(record, f"record {self._count + offset + 1}"),
             )
             for offset, record in enumerate(records)
         ]
@@ -203,6 +203,22 @@ class IndexWriter:
             model=of.model,
             **_build_kind(self._folder / APPROXIMATE, flat, self._layout),
         )
+
+
+def attributes_text(record: Record, name: str) -> str | None:
+    """A record's attributes as JSON; None where it has none.
+
+    Raises:
+        CognateError: They are no JSON object; the record is called by its name.
+    """
+    if record.attributes is None:
+        return None
+    try:
+        return json.dumps(record.attributes, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise CognateError(
+            f"{name} has attributes that are not made of JSON values (so no NaN, infinity or date)"
+        ) from None
 
 
 def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]:

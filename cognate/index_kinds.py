@@ -131,9 +131,11 @@ class Layout:
             dimension: Components of a vector.
 
         Raises:
-            CognateError: An unknown kind or storage, two that exclude each other, a factory string that FAISS
-                does not take, or a recall out of range.
+            CognateError: No components, an unknown kind or storage, two that exclude each other, a factory
+                string that FAISS does not take, or a recall out of range.
         """
+        if dimension < 1:
+            raise CognateError(f"the vectors have {dimension} components; an index needs at least 1")
         if self.kind not in get_args(Kind):
             raise CognateError(
                 f"there is no kind of index {self.kind!r}; choose one of {', '.join(get_args(Kind))}"

@@ -31,7 +31,7 @@ from cognate.artifact import publishing, sync_path
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, to_sql
-from cognate.index import Device, Index, IndexManifest, IndexWriter, version_of
+from cognate.index import Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
@@ -531,8 +531,8 @@ class IndexUpdates:
             fingerprint: Of the bundle that the vectors are of; None skips that check.
 
         Raises:
-            CognateError: A record has no id or one that is too long, or a vector is not of the index's
-                dimension or not finite.
+            CognateError: A record has no id, one that is too long or attributes that are no JSON object, or
+                a vector is not of the index's dimension or not finite.
             FingerprintError: The vectors are of another bundle.
             ArtifactError: The disk is full or fails. Nothing was written, and all from before is there.
         """
@@ -661,6 +661,7 @@ class IndexUpdates:
                 raise CognateError(f"record {number} has no id; what is written to an index needs one")
             if len(record.id.encode()) > MAX_ID_BYTES:
                 raise CognateError(f"record {number} has an id of over {MAX_ID_BYTES} bytes; shorten it")
+            attributes_text(record, f"record {number}")
         if not np.isfinite(vectors).all():
             raise CognateError("a vector has a component that is not finite")
 

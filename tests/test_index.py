@@ -268,6 +268,22 @@ def test_two_records_with_one_id_are_refused_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1}, b"x"])
+def test_attributes_that_are_no_json_are_refused_and_leave_nothing(
+    tmp_path: Path, bundle: Bundle, value: object
+) -> None:
+    records = [Record("a"), Record("b", attributes={"n": [value]})]
+    with pytest.raises(CognateError, match="record 2 has attributes that are not made of JSON values"):
+        build(tmp_path / "index", unit_vectors(2), bundle, records)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_indexes_of_the_same_records_are_two_versions(tmp_path: Path, bundle: Bundle) -> None:
+    for name in ("one", "other"):
+        build(tmp_path / name, unit_vectors(3), bundle)
+    assert Index(tmp_path / "one").version != Index(tmp_path / "other").version
+
+
 @pytest.mark.parametrize("text", ["x" * 60_000, "x"])
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path, bundle: Bundle, text: str) -> None:
     # Either the records or, with short ones, the vectors do not fit.

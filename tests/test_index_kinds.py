@@ -214,6 +214,15 @@ def test_balanced_is_the_quickest_that_reaches_the_recall_or_else_the_nearest_to
         assert [point.parameters and point.parameters.nprobe for point in chosen] == [fast, balanced]
 
 
+@pytest.mark.parametrize("dimension", [0, -1])
+def test_vectors_without_components_are_refused(tmp_path: Path, dimension: int) -> None:
+    with pytest.raises(
+        CognateError, match=f"the vectors have {dimension} components; an index needs at least"
+    ):
+        IndexWriter(tmp_path, dimension)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
