@@ -53,6 +53,9 @@ PQ_CODES = 256
 FASTSCAN_CODES = 16
 """Codes of half a byte, and so the fewest vectors for fastscan."""
 
+MAX_KEPT_PARAMETERS = 64
+"""Choices of top_k and parameters whose FAISS object is kept."""
+
 CHUNK = 65536
 """Vectors that are added at a time."""
 
@@ -290,6 +293,8 @@ class Approximate:
         self.reranks = not isinstance(self._index, _FULL)
         self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
         self._inverted = faiss.try_extract_index_ivf(self._index)
+        # To make them takes as long as a search of a small index; searches only read them.
+        self._kept_parameters: dict[tuple[int, SearchParameters], Any] = {}
 
     @property
     def count(self) -> int:
@@ -341,12 +346,20 @@ class Approximate:
         Returns:
             Cosines and rows, shape (queries, k), best first; rows of -1 at the end where it found fewer.
         """
+        told = self._kept_parameters.get((k, parameters)) if selector is None else None
+        if told is None:
+            told = self._told(k, parameters, selector)
+            if selector is None and len(self._kept_parameters) < MAX_KEPT_PARAMETERS:
+                self._kept_parameters[k, parameters] = told
+        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=told)
+        return scores, rows
+
+    def _told(self, k: int, parameters: SearchParameters, selector: faiss.IDSelector | None = None) -> Any:
         rerank = parameters.rerank or 1
         inner = self._parameters(self._index, parameters, max(2, rerank) * k, selector)
-        if self.reranks:
-            inner = _faiss.IndexRefineSearchParameters(k_factor=float(rerank), base_index_params=inner)
-        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=inner)
-        return scores, rows
+        if not self.reranks:
+            return inner
+        return _faiss.IndexRefineSearchParameters(k_factor=float(rerank), base_index_params=inner)
 
     def _parameters(
         self,

@@ -42,6 +42,9 @@ class Narrowing:
     offset: int | None = None
 
 
+_NOTHING = Narrowing()
+
+
 def narrowed_rows(
     index: "Index",
     vectors: NDArray[np.float32],
@@ -69,6 +72,8 @@ def narrowed_rows(
     Raises:
         CognateError: As ``Index.search``.
     """
+    if narrowing == _NOTHING and min_score is None and not own_rows:
+        return list(zip(*index.search_rows(vectors, top_k, accuracy=accuracy), strict=True))
     matching = None if narrowing.filter is None else index.matching(narrowing.filter)
     excluded = list(index.rows_of(narrowing.exclude_ids).values())
     left_out = [[*excluded, *own] for own in own_rows or [()] * len(vectors)]

@@ -31,7 +31,7 @@ from cognate.artifact import publishing, sync_path
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, to_sql
-from cognate.index import Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
+from cognate.index import Columns, Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
@@ -393,11 +393,13 @@ class UpdatedIndex(Index):
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
         return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
 
-    def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+    def _fetch(self, rows: Iterable[int]) -> dict[int, Columns]:
         wanted = set(rows)
         in_base = {row for row in wanted if row < self.manifest.count}
         found = super()._fetch(in_base)
-        found.update((row, self._written[row - self.manifest.count]) for row in wanted - in_base)
+        for row in wanted - in_base:
+            record = self._written[row - self.manifest.count]
+            found[row] = (record.id or "", record.text, record.label, record.attributes)
         return found
 
 
