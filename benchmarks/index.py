@@ -1,8 +1,9 @@
 """Indexes, beside their peers: ``python benchmarks/index.py``.
 
-Every index has a process of its own and the same vectors, queries and cores. They take turns, round after round,
-so that what else the machine does meets them all; figures are medians over the rounds. The vectors are a mixture
-fitted to those of real questions (``index_data.py`` says how); what the queries should find is found exactly.
+Every index has a process of its own and the same vectors, queries and cores. They take turns, round after
+round, so that what else the machine does meets them all; figures are medians over the rounds. The vectors
+are a mixture fitted to those of real questions (``index_data.py`` says how); what the queries should find
+is found exactly.
 """
 
 import argparse

@@ -4,11 +4,11 @@ The mixture has a component for each real vector v. A vector of it is
 
     v + s u^a (d_1 g_1 + … + d_m g_m) / sqrt(m),    brought to unit length,
 
-where d are the differences to the m nearest other real vectors, g are standard normal, and u is uniform in 0
-to 1. So it lies along its component's neighbours, and not in all directions, where nothing would be near
-anything; and it may lie close, as a question asked again, or far. s and a are those by which a mixture of every
-eighth real vector, drawn to as many as there are real ones, has neighbours at the cosines at which real questions
-find real ones.
+where d are the differences to the m nearest other real vectors, g are standard normal, and u is uniform in
+0 to 1. So it lies along its component's neighbours, and not in all directions, where nothing would be near
+anything; and it may lie close, as a question asked again, or far. s and a are those by which a mixture of
+every eighth real vector, drawn to as many as there are real ones, has neighbours at the cosines at which
+real questions find real ones.
 """
 
 import itertools
