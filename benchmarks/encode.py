@@ -82,6 +82,7 @@ class System:
     one_text: list[float] = field(default_factory=list)
     peak_memory: int = 0
     wrong: str = ""
+    ready: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start the process, and wait for its first vector."""
@@ -91,8 +92,8 @@ class System:
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
-        line = self._read()
-        self.startup.append(line["ready"] - started)
+        self.ready = self._read()
+        self.startup.append(self.ready["ready"] - started)
 
     def ask(self, **order: Any) -> dict[str, Any]:
         """Tell it what to do, and wait for the answer."""

@@ -13,15 +13,27 @@ if TYPE_CHECKING:
     from cognate.evaluation import evaluate
     from cognate.index import Index
     from cognate.records import Hit, Record
-    from cognate.wire import Like
+    from cognate.wire import Combined, Like
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "Encoder", "Hit", "Index", "Like", "Record", "__version__", "evaluate"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Combined",
+    "Encoder",
+    "Hit",
+    "Index",
+    "Like",
+    "Record",
+    "__version__",
+    "evaluate",
+]
 
 _MODULES = {
     "AsyncClient": "cognate.client",
     "Client": "cognate.client",
+    "Combined": "cognate.wire",
     "Encoder": "cognate.encoder",
     "Hit": "cognate.records",
     "Index": "cognate.index",

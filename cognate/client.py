@@ -313,8 +313,8 @@ class Client:
         """Find the records whose meaning is nearest to a query.
 
         Args:
-            query: A text, a vector of the model's dimension, of any length but 0, or ``Like(id)`` for what is
-                like a record of the index.
+            query: A text, a vector of the model's dimension, of any length but 0, ``Like(id)`` for what is
+                like a record of the index, or several of these as ``Combined``.
             top_k: How many hits to give, at least 1; as many as there are where the index holds fewer.
             index: The index to search. None: the only one, or the one named "default".
             min_score: Leave out hits with a smaller cosine.
@@ -379,8 +379,9 @@ class Client:
         """Search with many queries.
 
         Args:
-            queries: Texts, vectors and ``Like``, or an array of vectors, shape (queries, dimension); at least
-                one. A list longer than the server takes is sent in several calls, one after another.
+            queries: Texts, vectors, ``Like`` and ``Combined``, or an array of vectors, shape (queries,
+                dimension); at least one. A list longer than the server takes is sent in several calls, one
+                after another.
             top_k: As in ``search``, and so are the arguments after it.
             index: The index to search.
             min_score: Leave out hits with a smaller cosine.

@@ -3,7 +3,8 @@
 A field is ``label``, or the path of an attribute: ``lang``, ``author.name``. A condition holds for a record
 that has a value there, of the condition's own type: a string is compared with strings, a number with numbers,
 true with booleans. A record without the field, or with a null, a list, an object or a value of another type
-there, does not match; so ``not`` of the condition holds for it.
+there, does not match; so ``not`` of the condition holds for it. What a list
+holds is asked for by ``Contains`` alone.
 """
 
 import json
@@ -105,6 +106,19 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
+class Contains:
+    """The field is a list that has one of some values among its items.
+
+    Attributes:
+        field: The path of an attribute.
+        values: At least one, of any types.
+    """
+
+    field: Path
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class And:
     """All of some filters hold.
 
@@ -137,7 +151,8 @@ class Not:
     filter: "Filter"
 
 
-Filter = And | Or | Not | In | Range | Prefix | Exists
+Condition = In | Range | Prefix | Exists | Contains
+Filter = And | Or | Not | Condition
 
 
 class FilterError(CognateError):
@@ -156,13 +171,13 @@ def check(filter: Filter) -> None:  # noqa: A002
             f"the filter has {len(conditions)} conditions; give at most {MAX_CONDITIONS}, such as by one "
             "`in` instead of many `=`"
         )
-    if (values := sum(len(one.values) for one in conditions if isinstance(one, In))) > MAX_VALUES:
+    if (values := sum(len(one.values) for one in conditions if isinstance(one, In | Contains))) > MAX_VALUES:
         raise FilterError(f"the filter has {values} values; give at most {MAX_VALUES}")
     for condition in conditions:
         _check_condition(condition)
 
 
-def _conditions(filter: Filter, depth: int) -> Iterator[In | Range | Prefix | Exists]:  # noqa: A002
+def _conditions(filter: Filter, depth: int) -> Iterator[Condition]:  # noqa: A002
     if isinstance(filter, And | Or | Not):
         if depth > MAX_DEPTH:
             raise _too_deep()
@@ -179,7 +194,7 @@ def _too_deep() -> FilterError:
     return FilterError(f"the filter is nested deeper than {MAX_DEPTH} levels; write it flatter")
 
 
-def _check_condition(condition: In | Range | Prefix | Exists) -> None:
+def _check_condition(condition: Condition) -> None:
     path = condition.field
     name = field_text(path)
     if len(path) > MAX_PATH:
@@ -192,7 +207,11 @@ def _check_condition(condition: In | Range | Prefix | Exists) -> None:
                 "backslash or control character, by which none can be asked for"
             )
     match condition:
-        case In(_, values):
+        case In(_, values) | Contains(_, values):
+            if isinstance(condition, Contains) and path == LABEL:
+                raise FilterError(
+                    "the filter asks what the label contains, which is no list; use `label in (…)`"
+                )
             if not values:
                 raise FilterError(f"the filter's list for {name} is empty; give at least one value")
             checked: list[Value] = list(values)
@@ -257,6 +276,8 @@ def to_sql(filter: Filter) -> tuple[str, list[str | float]]:  # noqa: A002
             return f"(NOT {sql})", parameters
         case In(field, values):
             return _in_sql(field, values)
+        case Contains(field, values):
+            return _contains_sql(field, values)
         case Range(field):
             bounds = filter.bounds()
             kind: Literal["text", "number"] = "text" if isinstance(bounds[0][1], str) else "number"
@@ -282,6 +303,24 @@ def _in_sql(field: Path, values: tuple[Value, ...]) -> tuple[str, list[str | flo
         sql = f"ifnull(json_type(attributes, ?) IN ({_marks(booleans)}), 0)"
         parts.append((sql, [_json_path(field), *booleans]))
     return _joined(" OR ", parts)
+
+
+def _contains_sql(field: Path, values: tuple[Value, ...]) -> tuple[str, list[str | float]]:
+    strings = [value for value in values if isinstance(value, str)]
+    booleans = [json.dumps(value) for value in values if isinstance(value, bool)]
+    numbers = [value for value in values if not isinstance(value, str | bool)]
+    tests: list[tuple[str, Sequence[str | float]]] = []
+    if strings:
+        tests.append((f"(type = 'text' AND value IN ({_marks(strings)}))", strings))
+    if numbers:
+        tests.append((f"(type IN ('integer', 'real') AND value IN ({_marks(numbers)}))", numbers))
+    if booleans:
+        tests.append((f"type IN ({_marks(booleans)})", booleans))
+    path = _json_path(field)
+    found, parameters = _joined(" OR ", tests)
+    item = f"EXISTS (SELECT 1 FROM json_each(attributes, ?) WHERE {found})"  # noqa: S608, all is bound
+    # Of an object or a single value, json_each gives what is in it too.
+    return f"ifnull(json_type(attributes, ?) = 'array' AND {item}, 0)", [path, path, *parameters]
 
 
 def _typed_sql(
@@ -357,8 +396,9 @@ def field_text(path: Path) -> str:
 def parse(text: str) -> Filter:
     """Read a filter from its text form, such as ``lang = "en" and not (year < 2020 or exists draft)``.
 
-    Tests: ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in (…)``, ``not in (…)``, ``prefix`` and, before its
-    field, ``exists``; joined by ``not``, ``and``, ``or``, which bind in this order, and parentheses.
+    Tests: ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in (…)``, ``not in (…)``, ``prefix``, ``contains``
+    (of a list: a value, or one of ``(…)``) and, before its field, ``exists``; joined by ``not``, ``and``,
+    ``or``, which bind in this order, and parentheses.
     Strings are JSON's, in double quotes; so are keys that are not made of letters, digits, ``_`` and ``-``,
     or are one of these words. ``!=`` and ``not in`` hold where ``=`` and ``in`` do not, also where the field
     is not there.
@@ -450,7 +490,7 @@ class _Parser:
         return self._test(self.field())
 
     def _test(self, path: Path) -> Filter:
-        operator = self._take("=", "!=", "<", "<=", ">", ">=", "in", "not", "prefix")
+        operator = self._take("=", "!=", "<", "<=", ">", ">=", "in", "not", "prefix", "contains")
         match operator:
             case "=":
                 return In(path, (self._value(),))
@@ -474,6 +514,9 @@ class _Parser:
                 if self._kind != "string":
                     raise self._wanted("a string in double quotes")
                 return Prefix(path, str(self._value()))
+            case "contains":
+                is_list = self._kind == "sign"
+                return Contains(path, self._list() if is_list else (self._value(),))
         raise self._wanted(f'a test of {field_text(path)}, such as `= 1`, `in (…)` or `prefix "…"`,')
 
     def _list(self) -> tuple[Value, ...]:

@@ -2,10 +2,12 @@
 
 import errno
 import functools
+import itertools
 import json
 import queue
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, check, to_sql
 from cognate.index_kinds import (
+    CODED,
     EXACT_SHARE,
     SUBSET_FACTOR,
     Approximate,
@@ -34,7 +37,7 @@ from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.matching import Matching
 from cognate.narrowing import Narrowing, narrowed_rows
 from cognate.processors import available_cores
-from cognate.records import Accuracy, Hit, Record
+from cognate.records import Accuracy, Attributes, Hit, Record
 
 VECTORS = "index.faiss"
 APPROXIMATE = "approximate.faiss"
@@ -45,15 +48,24 @@ RECALL_SCORES = 64 * 1024 * 1024
 FILTER_CACHE_BYTES = 32 * 1024 * 1024
 """Of the rows that the last filters matched, a bit for each record."""
 
+SPLIT_BYTES = 256 * 1024 * 1024
+"""An exact search for fewer queries than cores reads so many bytes of vectors, or more, in a thread for each
+core."""
+
 Device = Literal["auto", "cpu", "cuda"]
+Columns = tuple[str, str, str | None, Attributes | None]
+"""Of a record: its id, text, label and attributes."""
+
+_decode = json.JSONDecoder().raw_decode
+"""Reads what json.dumps wrote, in half of the time of json.loads, which looks for spaces around it."""
 
 
 class IndexManifest(Manifest):
     """An index's manifest.
 
     Attributes:
-        kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq" or "factory"
-            with some of them.
+        kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq",
+            "ivf_fastscan" or "factory" with some of them.
         parameters: Of the kind: the FAISS factory string; none where only full vectors are searched.
         metric: "cosine".
         dimension: Components of a vector.
@@ -148,7 +160,7 @@ class IndexWriter:
                 every query counts as 0.
 
         Raises:
-            CognateError: An id occurs twice, or a vector is not finite.
+            CognateError: An id occurs twice, a vector is not finite, or attributes are no JSON object.
             OSError: The disk is full or fails.
         """
         finite = np.isfinite(vectors).all(axis=1)
@@ -161,7 +173,7 @@ class IndexWriter:
                 record.id if record.id is not None else str(self._count + offset),
                 record.text,
                 record.label,
-                None if record.attributes is None else json.dumps(record.attributes, ensure_ascii=False),
+                attributes_text(record, f"record {self._count + offset + 1}"),
             )
             for offset, record in enumerate(records)
         ]
@@ -204,6 +216,22 @@ class IndexWriter:
         )
 
 
+def attributes_text(record: Record, name: str) -> str | None:
+    """A record's attributes as JSON; None where it has none.
+
+    Raises:
+        CognateError: They are no JSON object; the record is called by its name.
+    """
+    if record.attributes is None:
+        return None
+    try:
+        return json.dumps(record.attributes, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise CognateError(
+            f"{name} has attributes that are not made of JSON values (so no NaN, infinity or date)"
+        ) from None
+
+
 def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]:
     """Build what finds candidates, where the layout has it, and try it out.
 
@@ -231,7 +259,7 @@ def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]
     return {
         "kind": "factory" if layout.factory is not None else chosen.kind,
         "parameters": {"factory": factory},
-        "storage": "codes" if layout.factory is not None or chosen.kind == "ivf_pq" else chosen.storage,
+        "storage": "codes" if layout.factory is not None or chosen.kind in CODED else chosen.storage,
         "recall_at_10": balanced.recall_at_10,
         "search": {"fast": fast.parameters, "balanced": balanced.parameters},
         **told,
@@ -395,12 +423,12 @@ class Index:
             self, vectors, top_k, narrowing or Narrowing(), accuracy=accuracy, min_score=min_score
         )
         wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
-        records = self._fetch({row for hits in wanted for _, row in hits})
+        found_columns = self._fetch({row for hits in wanted for _, row in hits})
         return [
             [
-                Hit(record.id or "", score, record.text, record.label, record.attributes)
+                Hit(identifier, score, text, label, attributes)
                 for score, row in hits
-                for record in (records[row],)
+                for identifier, text, label, attributes in (found_columns[row],)
             ]
             for hits in wanted
         ]
@@ -454,27 +482,40 @@ class Index:
         else:
             scores, rows = self._nearest_of(vectors, k, accuracy, matching)
         scores, rows = _in_order(scores, rows)
-        return np.clip(scores, -1.0, 1.0), rows
+        # Not np.clip, which takes as long as fetching a record.
+        np.minimum(scores, np.float32(1), out=scores)
+        return np.maximum(scores, np.float32(-1), out=scores), rows
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
-            exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
-            return exact
+            return self._exact_of_all(vectors, k)
         scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy])
         # The lists that were read may hold fewer, and a graph may lead to fewer.
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
-            scores[short], rows[short] = self._faiss.search(vectors[short], k)
+            scores[short], rows[short] = self._exact_of_all(vectors[short], k)
         return scores, rows
+
+    def _exact_of_all(
+        self, vectors: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        count, cores = int(self._faiss.ntotal), available_cores()
+        # FAISS gives a query to one thread, which does not read as fast as memory can be read.
+        if self._faiss is self._flat and len(vectors) < cores and 4 * count * self.dimension >= SPLIT_BYTES:
+            edges = np.linspace(0, count, cores + 1).astype(np.int64).tolist()
+            if k <= min(end - start for start, end in itertools.pairwise(edges)):
+                return _split_search(_full_vectors(self._flat), edges, vectors, k)
+        exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
+        return exact
 
     def _exact_of(
         self, vectors: NDArray[np.float32], k: int, matching: Matching | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        parameters: Any = None
-        if matching is not None:
-            parameters = faiss.SearchParameters(sel=matching.selector())  # type: ignore[call-arg]
+        if matching is None:
+            return _in_order(*self._exact_of_all(vectors, k))
+        parameters: Any = faiss.SearchParameters(sel=matching.selector())  # type: ignore[call-arg]
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._flat.search(
             vectors, k, params=parameters
         )
@@ -524,7 +565,11 @@ class Index:
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
         found = self._fetch(set(rows))
-        return [found[row] for row in rows]
+        return [
+            Record(text, label, identifier, attributes)
+            for row in rows
+            for identifier, text, label, attributes in (found[row],)
+        ]
 
     def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
         """The labels of records by row; None where one has none."""
@@ -554,10 +599,10 @@ class Index:
         with _taken(self._connections) as connection:
             yield connection
 
-    def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+    def _fetch(self, rows: Iterable[int]) -> dict[int, Columns]:
         columns = "SELECT row, id, text, label, attributes FROM records WHERE row"
         return {
-            row: Record(text, label, identifier, None if attributes is None else json.loads(attributes))
+            row: (identifier, text, label, None if attributes is None else _decode(attributes)[0])
             for row, identifier, text, label, attributes in self._lookup(columns, sorted(rows))
         }
 
@@ -599,6 +644,8 @@ def _open_records(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         try:
+            # Mapped as the vectors are: a page of the file is read without a call to the system.
+            connection.execute("PRAGMA mmap_size = 0x7fff0000").close()
             connection.execute("SELECT row, id, text, label, attributes FROM records LIMIT 1").close()
         except sqlite3.Error:
             connection.close()
@@ -625,8 +672,28 @@ def _in_order(
     scores: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Put hits of equal score, which FAISS leaves in any order, into that of the index."""
+    if (scores[:, 1:] < scores[:, :-1]).all():
+        return scores, rows
     order = np.lexsort((rows, -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _split_search(
+    full: NDArray[np.float32], edges: Sequence[int], vectors: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search the runs of rows between some edges in a thread each; each run has at least k."""
+
+    def search(start: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        # Of this thread alone.
+        faiss.omp_set_num_threads(1)
+        scores, rows = faiss.knn(vectors, full[start:end], k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, rows + start
+
+    with ThreadPoolExecutor(len(edges) - 1) as pool:
+        found = list(pool.map(search, edges[:-1], edges[1:]))
+    scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
 
 def _read_faiss(path: Path) -> faiss.Index:

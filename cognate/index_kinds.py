@@ -22,20 +22,17 @@ from cognate.errors import CognateError
 _faiss: Any = faiss
 """The stubs of faiss lack what its Python wrappers take."""
 
-Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"]
+Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"]
 Storage = Literal["fp32", "fp16", "int8"]
 
 FLAT_BYTES = 64 * 1024 * 1024
 """Full vectors up to so many bytes stay flat under "auto": reading all of them takes milliseconds."""
 
 MEMORY_SHARE = 0.5
-"""Of the memory, what "auto" lets the building of a graph take; it holds the full vectors meanwhile."""
+"""Of the memory, what "auto" lets the codes of fastscan take, which are held in it."""
 
 LINKS = 32
 """Links of a vector in a graph, twice as many on its lowest level."""
-
-LINK_BYTES = 8 * LINKS + 16
-"""What the graph takes for a vector."""
 
 EF_CONSTRUCTION = 128
 """Candidates that a vector's links are chosen from."""
@@ -53,6 +50,12 @@ MIN_TRAIN = 20_000
 PQ_CODES = 256
 """Codes of a product quantiser's byte, and so the fewest vectors that it can be learnt from."""
 
+FASTSCAN_CODES = 16
+"""Codes of half a byte, and so the fewest vectors for fastscan."""
+
+MAX_KEPT_PARAMETERS = 64
+"""Choices of top_k and parameters whose FAISS object is kept."""
+
 CHUNK = 65536
 """Vectors that are added at a time."""
 
@@ -69,6 +72,9 @@ SUBSET_FACTOR = 1024
 """Where a filter leaves no more than the square root of so many times the vectors (32,000 of a million), each
 of them is compared: a graph would look at as many, with 32 candidates, of which the filter leaves its share,
 and 32 links of each."""
+
+CODED = ("ivf_pq", "ivf_fastscan")
+"""Kinds that hold codes."""
 
 _CODES = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
 _FULL = (faiss.IndexHNSWFlat, faiss.IndexIVFFlat, faiss.IndexFlat)
@@ -128,9 +134,11 @@ class Layout:
             dimension: Components of a vector.
 
         Raises:
-            CognateError: An unknown kind or storage, two that exclude each other, a factory string that FAISS
-                does not take, or a recall out of range.
+            CognateError: No components, an unknown kind or storage, two that exclude each other, a factory
+                string that FAISS does not take, or a recall out of range.
         """
+        if dimension < 1:
+            raise CognateError(f"the vectors have {dimension} components; an index needs at least 1")
         if self.kind not in get_args(Kind):
             raise CognateError(
                 f"there is no kind of index {self.kind!r}; choose one of {', '.join(get_args(Kind))}"
@@ -141,8 +149,10 @@ class Layout:
             )
         if not 0 < self.recall <= 1:
             raise CognateError(f"the recall asked for is {self.recall:g}; it must be above 0, at most 1")
-        if self.kind == "ivf_pq" and self.storage != "fp32":
-            raise CognateError("ivf_pq has its own storage, codes of a quarter byte a number; leave it out")
+        if self.kind in CODED and self.storage != "fp32":
+            raise CognateError(
+                f"{self.kind} has its own storage, codes of a quarter byte a number; leave it out"
+            )
         if self.factory is not None:
             if self.kind not in ("auto", "flat") or self.storage != "fp32":
                 raise CognateError("a factory string says both kind and storage; give it without them")
@@ -151,16 +161,18 @@ class Layout:
     def resolve(self, count: int, dimension: int) -> "Layout":
         """Choose the kind where "auto" leaves it open.
 
-        Small ones stay flat. A graph is the quickest, where the memory to build it is there; else codes.
+        Small ones stay flat. Fastscan is the quickest, where its codes fit in memory; else codes on disk.
         """
         if self.kind != "auto" or self.factory is not None:
             return self
         size = 4 * dimension * count
         if size <= FLAT_BYTES:
             return Layout("flat", self.storage, None, self.recall)
-        if size + LINK_BYTES * count <= MEMORY_SHARE * _memory() or self.storage != "fp32":
+        if self.storage != "fp32":
             return Layout("hnsw", self.storage, None, self.recall)
-        return Layout("ivf_pq", "fp32", None, self.recall)
+        # Half a byte for two numbers, and the row.
+        fits = (dimension // 4 + 8) * count <= MEMORY_SHARE * _memory()
+        return Layout("ivf_fastscan" if fits else "ivf_pq", "fp32", None, self.recall)
 
     def factory_string(self, count: int, dimension: int) -> str | None:
         """The FAISS index that finds candidates.
@@ -184,11 +196,21 @@ class Layout:
                     f"ivf_pq is learnt from at least {PQ_CODES} records, and there are {count}; "
                     "use another kind, or auto"
                 )
-            # A byte for four numbers, or for as many as divide the dimension.
-            codes = next(codes for codes in range(max(1, dimension // 4), 0, -1) if dimension % codes == 0)
             # np: without the codes for comparing by bits, which nothing here does and which take minutes.
-            return f"IVF{lists},PQ{codes}np"
+            return f"IVF{lists},PQ{_codes_of(dimension, 4)}np"
+        if self.kind == "ivf_fastscan":
+            if count < FASTSCAN_CODES:
+                raise CognateError(
+                    f"ivf_fastscan is learnt from at least {FASTSCAN_CODES} records, and there are {count}; "
+                    "use another kind, or auto"
+                )
+            return f"IVF{lists},PQ{_codes_of(dimension, 2)}x4fs"
         return None if self.storage == "fp32" else _CODES[self.storage]
+
+
+def _codes_of(dimension: int, numbers: int) -> int:
+    """How many codes a vector has: one for so many numbers, or for as many more as divide the dimension."""
+    return next(codes for codes in range(max(1, dimension // numbers), 0, -1) if dimension % codes == 0)
 
 
 def new_index(factory: str, dimension: int) -> faiss.Index:
@@ -226,6 +248,8 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
         # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
         inverted.cp.min_points_per_centroid = 1
         if isinstance(inverted, faiss.IndexIVFPQ):
+            inverted.pq.cp.min_points_per_centroid = 1
+        if isinstance(inverted, faiss.IndexIVFPQFastScan):
             inverted.pq.cp.min_points_per_centroid = 1
     try:
         if not index.is_trained:
@@ -269,6 +293,8 @@ class Approximate:
         self.reranks = not isinstance(self._index, _FULL)
         self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
         self._inverted = faiss.try_extract_index_ivf(self._index)
+        # To make them takes as long as a search of a small index; searches only read them.
+        self._kept_parameters: dict[tuple[int, SearchParameters], Any] = {}
 
     @property
     def count(self) -> int:
@@ -294,7 +320,8 @@ class Approximate:
         for rerank in reranks:
             if self._inverted:
                 lists = self._inverted.nlist
-                probes = sorted({min(lists, 2**power) for power in range(lists.bit_length() + 1)})
+                steps = (part << power for power in range(lists.bit_length()) for part in (2, 3))
+                probes = sorted({1, *(min(lists, step) for step in steps)})
                 yield [SearchParameters(nprobe=nprobe, rerank=rerank) for nprobe in probes]
             elif isinstance(self._index, faiss.IndexHNSW):
                 yield [SearchParameters(ef_search=ef, rerank=rerank) for ef in EF_SEARCHES]
@@ -319,12 +346,20 @@ class Approximate:
         Returns:
             Cosines and rows, shape (queries, k), best first; rows of -1 at the end where it found fewer.
         """
+        told = self._kept_parameters.get((k, parameters)) if selector is None else None
+        if told is None:
+            told = self._told(k, parameters, selector)
+            if selector is None and len(self._kept_parameters) < MAX_KEPT_PARAMETERS:
+                self._kept_parameters[k, parameters] = told
+        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=told)
+        return scores, rows
+
+    def _told(self, k: int, parameters: SearchParameters, selector: faiss.IDSelector | None = None) -> Any:
         rerank = parameters.rerank or 1
         inner = self._parameters(self._index, parameters, max(2, rerank) * k, selector)
-        if self.reranks:
-            inner = _faiss.IndexRefineSearchParameters(k_factor=float(rerank), base_index_params=inner)
-        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=inner)
-        return scores, rows
+        if not self.reranks:
+            return inner
+        return _faiss.IndexRefineSearchParameters(k_factor=float(rerank), base_index_params=inner)
 
     def _parameters(
         self,

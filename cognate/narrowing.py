@@ -42,6 +42,9 @@ class Narrowing:
     offset: int | None = None
 
 
+_NOTHING = Narrowing()
+
+
 def narrowed_rows(
     index: "Index",
     vectors: NDArray[np.float32],
@@ -50,7 +53,7 @@ def narrowed_rows(
     *,
     accuracy: Accuracy = "balanced",
     min_score: float | None = None,
-    own_rows: Sequence[int | None] = (),
+    own_rows: Sequence[Sequence[int]] = (),
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Find the rows nearest to each vector, of those that are asked for.
 
@@ -61,7 +64,7 @@ def narrowed_rows(
         narrowing: What is asked for.
         accuracy: As ``Index.search``.
         min_score: Leave out hits with a smaller cosine.
-        own_rows: A row for each query that is left out of its hits, or None; none at all for none.
+        own_rows: For each query the rows that are left out of its hits; none at all for none.
 
     Returns:
         Cosines, float32, and rows, int64, of each query, best first.
@@ -69,14 +72,15 @@ def narrowed_rows(
     Raises:
         CognateError: As ``Index.search``.
     """
+    if narrowing == _NOTHING and min_score is None and not own_rows:
+        return list(zip(*index.search_rows(vectors, top_k, accuracy=accuracy), strict=True))
     matching = None if narrowing.filter is None else index.matching(narrowing.filter)
     excluded = list(index.rows_of(narrowing.exclude_ids).values())
-    left_out = [excluded if row is None else [*excluded, row] for row in own_rows or [None] * len(vectors)]
+    left_out = [[*excluded, *own] for own in own_rows or [()] * len(vectors)]
     labels: dict[int, str | None] = {}
     first = narrowing.offset or 0
     wanted = first + top_k
-    bound = wanted + len(excluded) + 1
-    depth = wanted + max(map(len, left_out), default=0)
+    bound = depth = wanted + max(map(len, left_out), default=0)
     if narrowing.group_by_label:
         bound = max(bound, MAX_DEPTH)
         depth = max(depth, min(bound, FIRST_DEPTH * wanted))

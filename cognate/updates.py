@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from cognate.artifact import publishing, sync_path
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, to_sql
-from cognate.index import Device, Index, IndexManifest, IndexWriter, version_of
+from cognate.index import Columns, Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
@@ -392,11 +393,13 @@ class UpdatedIndex(Index):
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
         return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
 
-    def _fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+    def _fetch(self, rows: Iterable[int]) -> dict[int, Columns]:
         wanted = set(rows)
         in_base = {row for row in wanted if row < self.manifest.count}
         found = super()._fetch(in_base)
-        found.update((row, self._written[row - self.manifest.count]) for row in wanted - in_base)
+        for row in wanted - in_base:
+            record = self._written[row - self.manifest.count]
+            found[row] = (record.id or "", record.text, record.label, record.attributes)
         return found
 
 
@@ -530,8 +533,8 @@ class IndexUpdates:
             fingerprint: Of the bundle that the vectors are of; None skips that check.
 
         Raises:
-            CognateError: A record has no id or one that is too long, or a vector is not of the index's
-                dimension or not finite.
+            CognateError: A record has no id, one that is too long or attributes that are no JSON object, or
+                a vector is not of the index's dimension or not finite.
             FingerprintError: The vectors are of another bundle.
             ArtifactError: The disk is full or fails. Nothing was written, and all from before is there.
         """
@@ -660,6 +663,7 @@ class IndexUpdates:
                 raise CognateError(f"record {number} has no id; what is written to an index needs one")
             if len(record.id.encode()) > MAX_ID_BYTES:
                 raise CognateError(f"record {number} has an id of over {MAX_ID_BYTES} bytes; shorten it")
+            attributes_text(record, f"record {number}")
         if not np.isfinite(vectors).all():
             raise CognateError("a vector has a component that is not finite")
 
@@ -683,6 +687,6 @@ def _layout_of(manifest: IndexManifest) -> Layout:
     recall = manifest.recall_target or Layout().recall
     if manifest.kind == "factory":
         return Layout(factory=str(manifest.parameters["factory"]), recall=recall)
-    kinds: dict[str, Kind] = {"flat": "flat", "hnsw": "hnsw", "ivf_flat": "ivf_flat", "ivf_pq": "ivf_pq"}
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
     storages: dict[str, Storage] = {"fp16": "fp16", "int8": "int8"}
     return Layout(kinds[manifest.kind], storages.get(manifest.storage, "fp32"), None, recall)

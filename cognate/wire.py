@@ -19,7 +19,21 @@ from numpy.typing import NDArray
 
 from cognate.bundle import InputType
 from cognate.errors import CognateError
-from cognate.filters import And, Exists, Filter, In, Not, Or, Prefix, Range, Value, check, field_text, parse
+from cognate.filters import (
+    And,
+    Contains,
+    Exists,
+    Filter,
+    In,
+    Not,
+    Or,
+    Prefix,
+    Range,
+    Value,
+    check,
+    field_text,
+    parse,
+)
 from cognate.records import Accuracy, Hit, Record
 from cognate.v1 import embedding_pb2, filter_pb2, index_pb2, info_pb2, search_pb2
 
@@ -35,8 +49,22 @@ class Like:
     id: str
 
 
-Query = str | NDArray[Any] | Like
-"""A text, a vector that was encoded before (any real dtype, shape (dimension,)), or a record of the index."""
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Several texts, vectors and records as one query: the weighted sum of their vectors, of unit length.
+
+    Attributes:
+        parts: 1 up to 32.
+        weights: How much each counts, -1000 to 1000 and not 0; None: 1 each.
+    """
+
+    parts: "Sequence[str | NDArray[Any] | Like]"
+    weights: Sequence[float] | None = None
+
+
+Query = str | NDArray[Any] | Like | Combined
+"""A text, a vector that was encoded before (any real dtype, shape (dimension,)), a record of the index, or
+several of these."""
 
 Priority = Literal["interactive", "bulk"]
 """What a server serves first, and what it serves with the rest of its time."""
@@ -401,8 +429,8 @@ def search_request(
     """Make a request to search, with any number of queries; ``split`` makes it fit a server.
 
     Raises:
-        CognateError: A query is neither a text, a finite vector nor a ``Like``, there is none, an argument is
-            out of range, or the filter cannot be read.
+        CognateError: A query is neither a text, a finite vector, a ``Like`` nor ``Combined``, there is none,
+            an argument is out of range, or the filter cannot be read.
     """
     _check_list("queries", queries)
     if isinstance(exclude_ids, str):
@@ -466,6 +494,9 @@ def _filter_message(filter: Filter) -> filter_pb2.Filter:  # noqa: A002
             return filter_pb2.Filter(prefix=filter_pb2.FilterPrefix(field=field_text(field), prefix=prefix))
         case Exists(field):
             return filter_pb2.Filter(exists=field_text(field))
+        case Contains(field, values):
+            contains = filter_pb2.FilterContains(field=field_text(field), values=map(_filter_value, values))
+            return filter_pb2.Filter(contains=contains)
 
 
 def _filter_list(filters: Iterable[Filter]) -> filter_pb2.FilterList:
@@ -502,6 +533,9 @@ def split(request: _Request, limits: Limits, start: int = 0) -> Iterator[tuple[i
         field, most = "texts", MAX_TEXTS_PER_CALL
     else:
         field, most = "queries", max(1, min(MAX_TEXTS_PER_CALL, MAX_HITS_PER_CALL // request.top_k))
+        # The parts of a combined query count each.
+        parts = max(len(query.combined.parts) or 1 for query in request.queries)
+        most = max(1, min(most, limits.max_texts) // parts)
     items = getattr(request, field)
     sizes = [_size(field, position, item, limits) for position, item in enumerate(items, start)]
     settings = type(request)()
@@ -698,12 +732,27 @@ def _hit(hit: search_pb2.Hit) -> Hit:
 
 
 def _query(position: int, query: object) -> search_pb2.Query:
+    if not isinstance(query, Combined):
+        return search_pb2.Query(**_input(position, query))
+    _check_list(f"the parts of queries[{position}]", query.parts)
+    weights = [1.0] * len(query.parts) if query.weights is None else query.weights
+    if len(weights) != len(query.parts):
+        raise CognateError(f"queries[{position}] has {len(query.parts)} parts and {len(weights)} weights")
+    parts = [
+        search_pb2.QueryPart(**_input(position, part), weight=weight)
+        for part, weight in zip(query.parts, weights, strict=True)
+    ]
+    return search_pb2.Query(combined=search_pb2.CombinedQuery(parts=parts))
+
+
+def _input(position: int, query: object) -> dict[str, Any]:
+    """The fields that a Query and a QueryPart have in common."""
     if isinstance(query, Like):
         _check_id("queries", position, query.id)
-        return search_pb2.Query(id=query.id)
+        return {"id": query.id}
     if isinstance(query, str):
         _check_unicode("queries", position, query)
-        return search_pb2.Query(text=query)
+        return {"text": query}
     if not isinstance(query, np.ndarray) or query.ndim != 1 or query.dtype.kind not in "fiu":
         what = (
             f"a {query.dtype} array of shape {query.shape}"
@@ -712,13 +761,13 @@ def _query(position: int, query: object) -> search_pb2.Query:
         )
         raise CognateError(
             f"queries[{position}] is {what}; give a string, a vector (a numpy array of shape (dimension,)), "
-            "or a Like"
+            "a Like or a Combined"
         )
     with np.errstate(over="ignore"):
         vector = query.astype("<f4")
     if not np.isfinite(vector).all():
         raise CognateError(f"queries[{position}] has a component that is not finite in float32")
-    return search_pb2.Query(embedding=embedding_pb2.Embedding(packed=vector.tobytes()))
+    return {"embedding": embedding_pb2.Embedding(packed=vector.tobytes())}
 
 
 def _record(position: int, record: object, vector: NDArray[Any] | None, limits: Limits) -> index_pb2.Record:

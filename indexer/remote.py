@@ -1,11 +1,13 @@
 """Record files at a URL, read piece by piece through fsspec: http(s), s3, gs and what else it knows."""
 
 import contextlib
+import errno
 import glob
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from cognate.errors import CognateError
@@ -21,6 +23,18 @@ BUFFER = 1024 * 1024
 
 SECONDS = 60
 """How long a server may be silent."""
+
+THROTTLED = (429, 502, 503, 504)
+"""Answers of a server that is asked for too much, or has none just now."""
+
+ATTEMPTS = 6
+BACKOFF = 0.5
+"""Seconds before a request that was throttled is made again, then twice as many, and so on: 15 in all."""
+
+MAX_WAIT = 60.0
+"""Seconds that a server may ask to wait, by Retry-After."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Remote:
     def open(self) -> Iterator[IO[bytes]]:
         """Open it for reading; whatever goes wrong on the way is a CognateError."""
         with _errors_told(self.name, self.path):
-            file = self.filesystem.open(self.path, "rb", block_size=BLOCK)
+            file = _patiently(lambda: self.filesystem.open(self.path, "rb", block_size=BLOCK))
         with contextlib.closing(file):
             yield io.BufferedReader(_Told(file, self.name, self.path), BUFFER)
 
@@ -71,7 +85,8 @@ class _Told(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with _errors_told(self._name, self._path):
-            read = self._file.read(len(buffer))
+            # A file that failed to read stays where it was.
+            read = _patiently(lambda: self._file.read(len(buffer)))
         buffer[: len(read)] = read
         return len(read)
 
@@ -111,18 +126,48 @@ def find_remote(url: str) -> list[Remote]:
         raise CognateError(f"{name} cannot be read: {error}") from None
     is_pattern = protocol not in ("http", "https") and glob.has_magic(path)
     with _errors_told(name, path):
-        paths = sorted(filesystem.glob(path)) if is_pattern else [path]
+        paths = sorted(_patiently(lambda: filesystem.glob(path))) if is_pattern else [path]
         if not paths:
             raise CognateError(f"no file is named like {name}; give a pattern of record files")
         return [
             Remote(
                 _without_secrets(filesystem.unstrip_protocol(each)) if is_pattern else name,
-                filesystem.info(each).get("size"),
+                _patiently(lambda each=each: filesystem.info(each)).get("size"),  # type: ignore[misc]
                 filesystem,
                 each,
             )
             for each in paths
         ]
+
+
+def _patiently(work: Callable[[], _Found]) -> _Found:
+    """Do it, again and again where the store throttles it."""
+    for failed in range(ATTEMPTS):
+        try:
+            return work()
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            if failed == ATTEMPTS - 1 or cause is None or not _is_throttled(cause):
+                raise
+            pause = max(BACKOFF * 2**failed, _retry_after(cause))
+        time.sleep(pause)
+    raise AssertionError
+
+
+def _is_throttled(error: BaseException) -> bool:
+    # s3fs has tried again by itself, and says so by an errno.
+    return getattr(error, "status", None) in THROTTLED or (
+        isinstance(error, OSError) and error.errno == errno.EBUSY
+    )
+
+
+def _retry_after(error: BaseException) -> float:
+    """Seconds that the server asked to wait; 0 where it did not, or gave a date."""
+    headers = getattr(error, "headers", None) or {}
+    try:
+        return min(MAX_WAIT, max(0.0, float(headers.get("Retry-After", 0))))
+    except ValueError:
+        return 0.0
 
 
 def _without_secrets(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from cognate.filters import (
     And,
+    Contains,
     Exists,
     Filter,
     FilterError,
@@ -51,6 +52,13 @@ def _read(field: str, message: filter_pb2.Filter) -> Filter:
             values = enumerate(message.equals.values)
             return In(
                 _read_field(f"{name}.field", message.equals.field),
+                tuple(_read_value(f"{name}.values[{position}]", value) for position, value in values),
+            )
+        case "contains":
+            name = f"{field}.contains"
+            values = enumerate(message.contains.values)
+            return Contains(
+                _read_field(f"{name}.field", message.contains.field),
                 tuple(_read_value(f"{name}.values[{position}]", value) for position, value in values),
             )
         case "range":

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from cognate.index import Index
 from cognate.narrowing import MAX_EXCLUDED, Narrowing, narrowed_rows
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Record
-from cognate.v1 import search_pb2, search_pb2_grpc
+from cognate.v1 import embedding_pb2, search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
@@ -26,6 +27,11 @@ from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
 from serving.streams import answer_chunks
 from serving.vectors import read_vector
+
+MAX_PARTS = 32
+"""Of a combined query."""
+
+MAX_WEIGHT = 1000.0
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A larger answer is refused, and never held whole: the records of an index may be of any size."""
@@ -82,7 +88,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
         answered = answer_chunks(
             requests,
-            lambda request: len(request.queries),
+            _count,
             lambda request: self._search(request, context, caller, streamed=True),
             # An answer may be of MAX_ANSWER_BYTES.
             at_a_time=1,
@@ -112,29 +118,29 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         *,
         streamed: bool,
     ) -> search_pb2.SearchResponse:
-        vectors = np.empty((len(request.queries), self._dimension), np.float32)
+        parts = _parts(request)
+        vectors = np.empty((len(parts), self._dimension), np.float32)
         texts: dict[int, str] = {}
         ids: dict[int, str] = {}
-        for position, query in enumerate(request.queries):
-            kind = query.WhichOneof("input")
+        for place, part in enumerate(parts):
+            kind = part.message.WhichOneof("input")
+            field = f"{part.field}.{kind}"
             if kind == "text":
-                field = f"queries[{position}].text"
-                if not query.text.strip():
+                if not part.message.text.strip():
                     raise bad_field(field, "is empty; give a text to search with")
-                check_text(field, query.text, self._settings.max_text_bytes)
-                texts[position] = query.text
+                check_text(field, part.message.text, self._settings.max_text_bytes)
+                texts[place] = part.message.text
             elif kind == "embedding":
-                vectors[position] = read_vector(
-                    f"queries[{position}].embedding", query.embedding, self._dimension
-                )
+                vectors[place] = read_vector(field, part.message.embedding, self._dimension)
             elif kind == "id":
-                ids[position] = query.id
+                ids[place] = part.message.id
             else:
-                raise bad_field(f"queries[{position}]", "has neither a text nor an embedding, nor an id")
+                raise bad_field(part.field, "has neither a text nor an embedding, nor an id")
         narrowing = _narrowing(request)
-        encoded = await self._encode(texts, vectors, request, context, caller, streamed=streamed)
+        fields = [part.field for part in parts]
+        encoded = await self._encode(texts, fields, vectors, request, context, caller, streamed=streamed)
         started = time.monotonic()
-        results = await version.run(self._threads, _find, vectors, ids, request, narrowing)
+        results = await version.run(self._threads, _find, parts, vectors, ids, request, narrowing)
         response = search_pb2.SearchResponse(
             results=results,
             index=name,
@@ -144,13 +150,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             model=self._model.model,
         )
         if encoded:
-            for position, usage in zip(texts, usages(encoded), strict=True):
-                response.results[position].usage.CopyFrom(usage)
+            for place, usage in zip(texts, usages(encoded), strict=True):
+                _add_usage(response.results[parts[place].query], usage)
         return response
 
     async def _encode(
         self,
         texts: Mapping[int, str],
+        fields: Sequence[str],
         vectors: NDArray[np.float32],
         request: search_pb2.SearchRequest,
         context: Any,
@@ -161,7 +168,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         """Encode the text queries into their rows."""
         if not texts:
             return None
-        positions = list(texts)
+        places = list(texts)
         encoded = await encode_texts(
             self._encoder,
             list(texts.values()),
@@ -170,13 +177,13 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             caller=caller,
             streamed=streamed,
             default="query",
-            field=lambda number: f"queries[{positions[number]}].text",
+            field=lambda number: f"{fields[places[number]]}.text",
         )
-        vectors[positions] = encoded.vectors
+        vectors[places] = encoded.vectors
         return encoded
 
     def _check(self, request: search_pb2.SearchRequest) -> None:
-        check_count("queries", len(request.queries), self._settings.max_texts)
+        check_count("queries", _count(request), self._settings.max_texts)
         if not 1 <= request.top_k <= self._settings.max_top_k:
             raise bad_field("top_k", f"is {request.top_k}; it must be 1 to {self._settings.max_top_k}")
         # Also false where it is not a number.
@@ -194,6 +201,88 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             raise bad_field("accuracy", f"{request.accuracy} is no Accuracy")
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A text, vector or record to search with.
+
+    Attributes:
+        query: The position of the query that it is, or is part of.
+        field: Its name, for a refusal.
+        weight: How much it counts.
+        message: What the request says of it.
+    """
+
+    query: int
+    field: str
+    weight: float
+    message: search_pb2.Query | search_pb2.QueryPart
+
+
+def _count(request: search_pb2.SearchRequest) -> int:
+    """How many queries a request has, each part of a combined one counted."""
+    return sum(max(1, len(query.combined.parts)) for query in request.queries)
+
+
+def _parts(request: search_pb2.SearchRequest) -> list[_Part]:
+    """The parts of all queries of a request, in order; one that is not combined is its only part."""
+    parts = []
+    for position, query in enumerate(request.queries):
+        field = f"queries[{position}]"
+        if query.WhichOneof("input") != "combined":
+            parts.append(_Part(position, field, 1.0, query))
+            continue
+        field = f"{field}.combined.parts"
+        if not 1 <= len(query.combined.parts) <= MAX_PARTS:
+            raise bad_field(field, f"has {len(query.combined.parts)}; it must have 1 to {MAX_PARTS}")
+        for number, part in enumerate(query.combined.parts):
+            weight = part.weight if part.HasField("weight") else 1.0
+            # Also false where it is not a number.
+            if not 0 < abs(weight) <= MAX_WEIGHT:
+                raise bad_field(
+                    f"{field}[{number}].weight",
+                    f"is {weight:g}; it must be -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, and not 0",
+                )
+            parts.append(_Part(position, f"{field}[{number}]", weight, part))
+    return parts
+
+
+def _combine(parts: Sequence[_Part], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors of the queries: the weighted sums of those of their parts, brought to unit length.
+
+    Args:
+        parts: Of all queries, in order.
+        vectors: float32, a row for each part, unit length.
+    """
+    queries = [part.query for part in parts]
+    count = queries[-1] + 1
+    if len(parts) == count:
+        # Nothing to add up, but an only part may have a weight below 0.
+        return vectors * np.sign([part.weight for part in parts]).astype(np.float32)[:, None]
+    weights = np.array([part.weight for part in parts])
+    sums = np.zeros((count, vectors.shape[1]))
+    np.add.at(sums, queries, vectors * weights[:, None])
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    scales = np.zeros(count)
+    np.add.at(scales, queries, abs(weights))
+    # What is left of vectors that cancel each other is their rounding.
+    for position in np.flatnonzero(norms[:, 0] <= 1e-6 * scales).tolist():
+        raise bad_field(
+            f"queries[{position}].combined", "adds up to zero, which has no direction to search in"
+        )
+    unit: NDArray[np.float32] = (sums / norms).astype(np.float32)
+    return unit
+
+
+def _add_usage(result: search_pb2.QueryHits, usage: embedding_pb2.TextUsage) -> None:
+    """Say how a text of a query was read, beside the others of that query."""
+    if result.HasField("usage"):
+        result.usage.tokens += usage.tokens
+        result.usage.truncated |= usage.truncated
+        result.usage.cached &= usage.cached
+    else:
+        result.usage.CopyFrom(usage)
+
+
 def _narrowing(request: search_pb2.SearchRequest) -> Narrowing:
     return Narrowing(
         filter=read_filter("filter", request.filter) if request.HasField("filter") else None,
@@ -205,6 +294,7 @@ def _narrowing(request: search_pb2.SearchRequest) -> Narrowing:
 
 def _find(
     index: Index,
+    parts: Sequence[_Part],
     vectors: NDArray[np.float32],
     ids: Mapping[int, str],
     request: search_pb2.SearchRequest,
@@ -214,19 +304,21 @@ def _find(
 
     Args:
         index: Where.
-        vectors: Of the queries; those that are searched by id are put into it.
-        ids: Of records to search with, by the query's position.
+        parts: Of the queries.
+        vectors: Of the parts; those that are asked for by id are put into it.
+        ids: Of records to search with, by the part's place.
         request: Checked.
         narrowing: Read from it.
     """
+    own_rows = _put_vectors(index, parts, vectors, ids) if ids else ()
     found = narrowed_rows(
         index,
-        vectors,
+        _combine(parts, vectors),
         request.top_k,
         narrowing,
         accuracy=_ACCURACIES[request.accuracy],
         min_score=request.min_score if request.HasField("min_score") else None,
-        own_rows=_put_vectors(index, vectors, ids) if ids else (),
+        own_rows=own_rows,
     )
     results = []
     size = 0
@@ -242,23 +334,25 @@ def _find(
     return results
 
 
-def _put_vectors(index: Index, vectors: NDArray[np.float32], ids: Mapping[int, str]) -> list[int | None]:
-    """Put the vectors of records into the rows of the queries that ask with them.
+def _put_vectors(
+    index: Index, parts: Sequence[_Part], vectors: NDArray[np.float32], ids: Mapping[int, str]
+) -> list[list[int]]:
+    """Put the vectors of records into the rows of the parts that ask with them.
 
     Returns:
-        The record's row in the index for each query, None for a query that is no record.
+        For each query, the rows in the index of its records.
     """
     found = index.rows_of(set(ids.values()))
-    own: list[int | None] = [None] * len(vectors)
-    for position, identifier in ids.items():
+    own: list[list[int]] = [[] for _ in range(parts[-1].query + 1)]
+    for place, identifier in ids.items():
         if identifier not in found:
-            raise no_such_record(f"queries[{position}].id", identifier)
-        own[position] = found[identifier]
+            raise no_such_record(f"{parts[place].field}.id", identifier)
+        own[parts[place].query].append(found[identifier])
     stored = index.vectors([found[identifier] for identifier in ids.values()])
-    for position, vector in zip(ids, stored, strict=True):
+    for place, vector in zip(ids, stored, strict=True):
         if not vector.any():
             raise bad_field(
-                f"queries[{position}].id", "is of a record with a vector of zeros, which has no direction"
+                f"{parts[place].field}.id", "is of a record with a vector of zeros, which has no direction"
             )
     vectors[list(ids)] = stored
     return own

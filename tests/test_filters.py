@@ -13,6 +13,7 @@ from cognate import filters
 from cognate.filters import (
     LABEL,
     And,
+    Contains,
     Exists,
     Filter,
     FilterError,
@@ -65,12 +66,14 @@ def ranges(draw: st.DrawFn, path: filters.Path) -> Range:
 def conditions(draw: st.DrawFn) -> Filter:
     path = draw(st.one_of(st.just(LABEL), PATHS))
     values = STRINGS if path == LABEL else VALUES
+    attribute = PATHS if path == LABEL else st.just(path)
     return draw(
         st.one_of(
             st.builds(In, st.just(path), st.lists(values, min_size=1, max_size=3).map(tuple)),
             ranges(path),
             st.builds(Prefix, st.just(path), STRINGS.filter(bool)),
             st.builds(Exists, st.just(path)),
+            st.builds(Contains, attribute, st.lists(VALUES, min_size=1, max_size=3).map(tuple)),
         )
     )
 
@@ -101,6 +104,10 @@ def matches(filter: Filter, label: str | None, attributes: Any) -> bool:  # noqa
     match filter:
         case In(_, values):
             return any(kind(value) is kind(wanted) and value == wanted for wanted in values)
+        case Contains(_, values):
+            return isinstance(value, list) and any(
+                kind(item) is kind(wanted) and item == wanted for item in value for wanted in values
+            )
         case Range():
             return all(
                 kind(value) is kind(bound)
@@ -159,6 +166,9 @@ def written(filter: Filter) -> str:  # noqa: A002
             return f"not {written(one)}"
         case In(field, values):
             return f"{field_text(field)} in ({', '.join(json.dumps(value) for value in values)})"
+        case Contains(field, values):
+            one = f"({', '.join(map(json.dumps, values))})" if len(values) > 1 else json.dumps(values[0])
+            return f"{field_text(field)} contains {one}"
         case Range(field):
             tests = [
                 f"{field_text(field)} {operator} {json.dumps(value)}" for operator, value in filter.bounds()
@@ -207,6 +217,8 @@ def test_any_text_is_a_filter_or_is_refused(text: str) -> None:
         ("n not in (1, -2e3, true)", Not(In(("n",), (1, -2000.0, True)))),
         ("exists author.name", Exists(("author", "name"))),
         ('title prefix "Qu"', Prefix(("title",), "Qu")),
+        ('tags contains "a"', Contains(("tags",), ("a",))),
+        ("contains contains (1, true)", Contains(("contains",), (1, True))),
         ('"x y"."and" = false', In(("x y", "and"), (False,))),
         ("EXISTS a AND NOT EXISTS b", And((Exists(("a",)), Not(Exists(("b",)))))),
         (
@@ -241,6 +253,9 @@ def test_the_text_form(text: str, expected: Filter) -> None:
         ("a prefix 3", "needs a string in double quotes at '3'"),
         ('a prefix ""', "use `exists a`"),
         ("label = 3", 'write label = "3"'),
+        ("label contains 3", "what the label contains, which is no list"),
+        ("tags contains ()", "needs a string in double quotes"),
+        ("tags contains x", "needs a string in double quotes, a number, true or false at 'x'"),
         ("year > true", "has a bound of true or false"),
         ("a = 1e999", "give a finite number"),
         ("a = 99999999999999999999", "more than 64 bits"),

@@ -96,6 +96,23 @@ def test_search_is_exact(index: Index, vectors: Vectors, top_k: int, queries: in
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
 
 
+def test_an_exact_search_that_is_split_over_threads_finds_the_same(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cognate.index.SPLIT_BYTES", 1)
+    monkeypatch.setattr("cognate.index.available_cores", lambda: 3)
+    vectors = unit_vectors(202)
+    build(tmp_path / "index", vectors, bundle)
+    index = Index(tmp_path / "index", device="cpu")
+    for queries in (1, 2, 3):
+        for top_k in (1, 20, 66, 67, 68, 202):
+            some = unit_vectors(queries, seed=7)
+            scores, rows = index.search_rows(some, top_k)
+            expected, expected_rows = exact_top_k(some, vectors, top_k)
+            np.testing.assert_allclose(scores, expected, atol=1e-5)
+            np.testing.assert_array_equal(rows, expected_rows)
+
+
 def test_hits_carry_their_records_in_order_of_score(index: Index, vectors: Vectors) -> None:
     some = unit_vectors(4, seed=9)
     scores, rows = exact_top_k(some, vectors, 7)
@@ -266,6 +283,22 @@ def test_two_records_with_one_id_are_refused_and_leave_nothing(
     with pytest.raises(CognateError, match=message):
         build(tmp_path / "index", unit_vectors(3), bundle, records, chunk=chunk)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1}, b"x"])
+def test_attributes_that_are_no_json_are_refused_and_leave_nothing(
+    tmp_path: Path, bundle: Bundle, value: object
+) -> None:
+    records = [Record("a"), Record("b", attributes={"n": [value]})]
+    with pytest.raises(CognateError, match="record 2 has attributes that are not made of JSON values"):
+        build(tmp_path / "index", unit_vectors(2), bundle, records)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_indexes_of_the_same_records_are_two_versions(tmp_path: Path, bundle: Bundle) -> None:
+    for name in ("one", "other"):
+        build(tmp_path / name, unit_vectors(3), bundle)
+    assert Index(tmp_path / "one").version != Index(tmp_path / "other").version
 
 
 @pytest.mark.parametrize("text", ["x" * 60_000, "x"])

@@ -24,6 +24,7 @@ LAYOUTS = {
     "ivf_flat": Layout("ivf_flat"),
     "ivf_flat fp16": Layout("ivf_flat", "fp16"),
     "ivf_pq": Layout("ivf_pq"),
+    "ivf_fastscan": Layout("ivf_fastscan"),
     "flat fp16": Layout("flat", "fp16"),
     "flat int8": Layout("flat", "int8"),
     "factory": Layout(factory="RR32,IVF16,PQ8x4fs"),
@@ -177,7 +178,9 @@ def test_auto_keeps_small_ones_flat_and_gives_large_ones_a_graph_or_codes(
     auto = Layout("auto")
     assert auto.resolve(1000, 384).kind == "flat"
     monkeypatch.setattr(index_kinds, "_memory", lambda: 16 * 2**30)
-    assert auto.resolve(1_000_000, 384).kind == "hnsw"
+    assert auto.resolve(1_000_000, 384).kind == "ivf_fastscan"
+    assert auto.resolve(1_000_000, 384).factory_string(1_000_000, 384) == "IVF4000,PQ192x4fs"
+    assert Layout("auto", "int8").resolve(1_000_000, 384).kind == "hnsw"
     assert auto.resolve(100_000_000, 384).kind == "ivf_pq"
     assert auto.resolve(100_000_000, 384).factory_string(100_000_000, 384) == "IVF40000,PQ96np"
 
@@ -187,11 +190,9 @@ def test_auto_stays_exact_where_nothing_reaches_the_recall(
 ) -> None:
     monkeypatch.setattr(index_kinds, "FLAT_BYTES", 1000)
     found = build(tmp_path / "found", Layout("auto"), bundle, VECTORS_OF_RECORDS)
-    assert (found.kind, found.parameters) == ("hnsw", {"factory": "HNSW32,Flat"})
-    # Too few links to reach every vector.
-    monkeypatch.setattr(index_kinds, "LINKS", 2)
-    monkeypatch.setattr(index_kinds, "EF_CONSTRUCTION", 2)
-    monkeypatch.setattr(index_kinds, "EF_SEARCHES", (16,))
+    assert (found.kind, found.parameters) == ("ivf_fastscan", {"factory": "IVF76,PQ16x4fs"})
+    # Too few candidates to have the nearest among them.
+    monkeypatch.setitem(index_kinds.RERANKS, "codes", (1,))
     missed = build(tmp_path / "missed", Layout("auto", recall=1), bundle, VECTORS_OF_RECORDS)
     assert (missed.kind, missed.recall_at_10, missed.search) == ("flat", 1, {})
     assert len(missed.tradeoff) > 1
@@ -213,12 +214,22 @@ def test_balanced_is_the_quickest_that_reaches_the_recall_or_else_the_nearest_to
         assert [point.parameters and point.parameters.nprobe for point in chosen] == [fast, balanced]
 
 
+@pytest.mark.parametrize("dimension", [0, -1])
+def test_vectors_without_components_are_refused(tmp_path: Path, dimension: int) -> None:
+    with pytest.raises(
+        CognateError, match=f"the vectors have {dimension} components; an index needs at least"
+    ):
+        IndexWriter(tmp_path, dimension)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
         (Layout("tree"), "no kind of index 'tree'; choose one of auto, flat, hnsw"),  # type: ignore[arg-type]
         (Layout("hnsw", "int4"), "no storage 'int4'"),  # type: ignore[arg-type]
         (Layout("ivf_pq", "fp16"), "ivf_pq has its own storage"),
+        (Layout("ivf_fastscan", "int8"), "ivf_fastscan has its own storage"),
         (Layout("hnsw", factory="Flat"), "without them"),
         (Layout(factory="IVF,nonsense"), "from the factory string 'IVF,nonsense'"),
         (Layout(factory="PQ7"), "from the factory string 'PQ7'"),
@@ -237,7 +248,7 @@ def test_what_cannot_be_built_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (Layout("ivf_pq"), "learnt from at least 256 records, and there are 100"),
+        (Layout("ivf_pq"), "ivf_pq is learnt from at least 256 records, and there are 100"),
         (Layout(factory="IVF200,Flat"), "cannot build 'IVF200,Flat' from 100 records"),
         (Layout(factory="IDMap,Flat"), "cannot build 'IDMap,Flat' from 100 records"),
     ],
@@ -247,3 +258,27 @@ def test_too_few_records_for_a_kind_are_told(
 ) -> None:
     with pytest.raises(CognateError, match=message):
         build(tmp_path / "index", layout, bundle, VECTORS_OF_RECORDS[:100])
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes"), [("ivf_pq", {384: 96, 7: 1, 30: 6}), ("ivf_fastscan", {384: 192, 7: 1, 30: 15})]
+)
+def test_codes_divide_the_dimension(kind: index_kinds.Kind, codes: dict[int, int]) -> None:
+    for dimension, wanted in codes.items():
+        assert f",PQ{wanted}" in (Layout(kind).factory_string(10_000, dimension) or "")
+
+
+@pytest.mark.parametrize("kind", ["ivf_pq", "ivf_fastscan"])
+def test_codes_of_vectors_as_long_as_a_models_find_what_they_promise(
+    tmp_path: Path, bundle: Bundle, kind: index_kinds.Kind
+) -> None:
+    random = np.random.default_rng(3)
+    centres = random.standard_normal((40, 384))
+    vectors = centres[random.integers(0, 40, 2100)] + random.standard_normal((2100, 384))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    manifest = build(tmp_path / "index", Layout(kind), bundle, vectors[:2000])
+    index = Index(tmp_path / "index", device="cpu")
+    expected, _ = exact_top_k(vectors[2000:], vectors[:2000], 10)
+    scores, _ = index.search_rows(vectors[2000:], 10)
+    assert (manifest.dimension, manifest.kind, manifest.storage) == (384, kind, "codes")
+    assert float((scores >= expected[:, -1:] - 1e-5).mean()) >= 0.97

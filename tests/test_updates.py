@@ -374,6 +374,7 @@ def test_of_two_records_with_one_id_the_last_counts_and_it_is_said(folder: Path)
         (written("a"), unit_vectors(1) * np.nan, "not finite"),
         ([Record("text")], unit_vectors(1), "record 0 has no id"),
         (written("é" * 257), unit_vectors(1), "record 0 has an id of over 512 bytes"),
+        ([Record("text", None, "a", {"n": [float("nan")]})], unit_vectors(1), "record 0 has attributes that"),
     ],
 )
 def test_a_batch_with_something_wrong_is_refused_as_a_whole(

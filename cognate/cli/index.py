@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,6 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 UNCOUNTED = ("expected", "kept")
 """What a job's tally says only while it runs."""
 
+PLOT_WIDTH, PLOT_HEIGHT = 60, 12
+
 
 @app.command()
 def build(
@@ -41,7 +44,7 @@ def build(
     destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
     kind: Annotated[
-        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"],
+        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"],
         typer.Option(help="flat is exact; the others are quicker or smaller; auto chooses by size."),
     ] = "auto",
     storage: Annotated[
@@ -266,6 +269,8 @@ def info(
         out.print(f"{name:14} {value}")
     if tradeoff and points:
         out.print(tradeoff_table(manifest))
+        for line in tradeoff_plot(manifest):
+            out.print(line, markup=False, highlight=False, no_wrap=True, crop=False)
     elif tradeoff:
         note("every search of this index is exact, so there was nothing to try")
 
@@ -287,6 +292,38 @@ def tradeoff_table(manifest: "IndexManifest") -> Table:
             ", ".join(used) if point.parameters is not None else "exact",
         )
     return table
+
+
+def tradeoff_plot(manifest: "IndexManifest") -> list[str]:
+    """What was measured as lines of text: recall@10 to the right, queries a second upwards, by powers of ten.
+
+    What is used is marked by its letter, F, B or E; of several at one place the first of these.
+    """
+    rates = [math.log10(max(point.queries_per_second, 1e-9)) for point in manifest.tradeoff]
+    recalls = [point.recall_at_10 for point in manifest.tradeoff]
+    lowest, highest, least = min(rates), max(rates), min(recalls)
+    grid = [[" "] * PLOT_WIDTH for _ in range(PLOT_HEIGHT)]
+    used = {None: "E", manifest.search.get("balanced"): "B", manifest.search.get("fast"): "F"}
+    marked = [
+        (used.get(point.parameters, "*"), rate, recall)
+        for point, rate, recall in zip(manifest.tradeoff, rates, recalls, strict=True)
+    ]
+    # What comes later hides what lies there.
+    for mark, rate, recall in sorted(marked, key=lambda each: "*EBF".index(each[0])):
+        row = round((highest - rate) / max(highest - lowest, 1e-9) * (PLOT_HEIGHT - 1))
+        column = round((recall - least) / max(1 - least, 1e-9) * (PLOT_WIDTH - 1))
+        grid[row][column] = mark
+    edges = {0: f"{10**highest:,.0f}", PLOT_HEIGHT - 1: f"{10**lowest:,.0f}"}
+    margin = max(map(len, edges.values()))
+    lines = [f"{edges.get(number, ''):>{margin}} |{''.join(row)}".rstrip() for number, row in enumerate(grid)]
+    scale = f"{least:.4f}{'1.0000':>{PLOT_WIDTH - 6}}"
+    return [
+        "queries/s",
+        *lines,
+        f"{'':>{margin}} +{'-' * PLOT_WIDTH}",
+        f"{'':>{margin}}  {scale}",
+        f"{'':>{margin}}  recall@10; F fast, B balanced, E exact, * tried",
+    ]
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.table import Table
 from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
 from cognate.cli.terminal import note, out, print_json
 from cognate.records import Hit
-from cognate.wire import Like
+from cognate.wire import Combined, Like, Query
 
 
 def search(
@@ -39,6 +39,14 @@ def search(
     like: Annotated[
         str | None, typer.Option(help="Instead of a text: search for what is like the record of this id.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that is searched for together with the first one. May be repeated."),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How much the first text or --like counts, then each --also. Default: 1 each."),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 10.0,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -51,9 +59,14 @@ def search(
 
     Example: cognate search "How do I learn Python?" --top-k 5
     """
-    query = text if like is None else Like(like)
+    query: Query | None = text if like is None else Like(like)
     if query is None or (text is not None and like is not None):
         raise typer.BadParameter("give a text to search for, or --like ID, one of the two")
+    if also or weight:
+        parts = [query, *(also or ())]
+        if weight and len(weight) != len(parts):
+            raise typer.BadParameter(f"give --weight once for each of the {len(parts)} that are searched for")
+        query = Combined(parts, weight or None)
     with connect(target, timeout, tls, tls_ca, tls_client) as client:
         hits = client.search(
             query,

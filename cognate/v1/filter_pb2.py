@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ognate/v1/filter.proto\x12\ncognate.v1\"\x9f\x02\n\x06\x46ilter\x12%\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12%\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12&\n\x04none\x18\x03 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12*\n\x06\x65quals\x18\x04 \x01(\x0b\x32\x18.cognate.v1.FilterEqualsH\x00\x12(\n\x05range\x18\x05 \x01(\x0b\x32\x17.cognate.v1.FilterRangeH\x00\x12*\n\x06prefix\x18\x06 \x01(\x0b\x32\x18.cognate.v1.FilterPrefixH\x00\x12\x10\n\x06\x65xists\x18\x07 \x01(\tH\x00\x42\x0b\n\tcondition\"1\n\nFilterList\x12#\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x12.cognate.v1.Filter\"]\n\x0b\x46ilterValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x11\n\x07\x62oolean\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"F\n\x0c\x46ilterEquals\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\'\n\x06values\x18\x02 \x03(\x0b\x32\x17.cognate.v1.FilterValue\"\xc1\x01\n\x0b\x46ilterRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12&\n\x05\x61\x62ove\x18\x02 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12)\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12&\n\x05\x62\x65low\x18\x04 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12(\n\x07\x61t_most\x18\x05 \x01(\x0b\x32\x17.cognate.v1.FilterValue\"-\n\x0c\x46ilterPrefix\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ognate/v1/filter.proto\x12\ncognate.v1\"\xcf\x02\n\x06\x46ilter\x12%\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12%\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12&\n\x04none\x18\x03 \x01(\x0b\x32\x16.cognate.v1.FilterListH\x00\x12*\n\x06\x65quals\x18\x04 \x01(\x0b\x32\x18.cognate.v1.FilterEqualsH\x00\x12(\n\x05range\x18\x05 \x01(\x0b\x32\x17.cognate.v1.FilterRangeH\x00\x12*\n\x06prefix\x18\x06 \x01(\x0b\x32\x18.cognate.v1.FilterPrefixH\x00\x12\x10\n\x06\x65xists\x18\x07 \x01(\tH\x00\x12.\n\x08\x63ontains\x18\x08 \x01(\x0b\x32\x1a.cognate.v1.FilterContainsH\x00\x42\x0b\n\tcondition\"1\n\nFilterList\x12#\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x12.cognate.v1.Filter\"]\n\x0b\x46ilterValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x11\n\x07\x62oolean\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"F\n\x0c\x46ilterEquals\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\'\n\x06values\x18\x02 \x03(\x0b\x32\x17.cognate.v1.FilterValue\"H\n\x0e\x46ilterContains\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\'\n\x06values\x18\x02 \x03(\x0b\x32\x17.cognate.v1.FilterValue\"\xc1\x01\n\x0b\x46ilterRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12&\n\x05\x61\x62ove\x18\x02 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12)\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12&\n\x05\x62\x65low\x18\x04 \x01(\x0b\x32\x17.cognate.v1.FilterValue\x12(\n\x07\x61t_most\x18\x05 \x01(\x0b\x32\x17.cognate.v1.FilterValue\"-\n\x0c\x46ilterPrefix\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cognate.v1.filter_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FILTER']._serialized_start=40
-  _globals['_FILTER']._serialized_end=327
-  _globals['_FILTERLIST']._serialized_start=329
-  _globals['_FILTERLIST']._serialized_end=378
-  _globals['_FILTERVALUE']._serialized_start=380
-  _globals['_FILTERVALUE']._serialized_end=473
-  _globals['_FILTEREQUALS']._serialized_start=475
-  _globals['_FILTEREQUALS']._serialized_end=545
-  _globals['_FILTERRANGE']._serialized_start=548
-  _globals['_FILTERRANGE']._serialized_end=741
-  _globals['_FILTERPREFIX']._serialized_start=743
-  _globals['_FILTERPREFIX']._serialized_end=788
+  _globals['_FILTER']._serialized_end=375
+  _globals['_FILTERLIST']._serialized_start=377
+  _globals['_FILTERLIST']._serialized_end=426
+  _globals['_FILTERVALUE']._serialized_start=428
+  _globals['_FILTERVALUE']._serialized_end=521
+  _globals['_FILTEREQUALS']._serialized_start=523
+  _globals['_FILTEREQUALS']._serialized_end=593
+  _globals['_FILTERCONTAINS']._serialized_start=595
+  _globals['_FILTERCONTAINS']._serialized_end=667
+  _globals['_FILTERRANGE']._serialized_start=670
+  _globals['_FILTERRANGE']._serialized_end=863
+  _globals['_FILTERPREFIX']._serialized_start=865
+  _globals['_FILTERPREFIX']._serialized_end=910
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Filter(_message.Message):
-    __slots__ = ("all", "any", "none", "equals", "range", "prefix", "exists")
+    __slots__ = ("all", "any", "none", "equals", "range", "prefix", "exists", "contains")
     ALL_FIELD_NUMBER: _ClassVar[int]
     ANY_FIELD_NUMBER: _ClassVar[int]
     NONE_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class Filter(_message.Message):
     RANGE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     EXISTS_FIELD_NUMBER: _ClassVar[int]
+    CONTAINS_FIELD_NUMBER: _ClassVar[int]
     all: FilterList
     any: FilterList
     none: FilterList
@@ -22,7 +23,8 @@ class Filter(_message.Message):
     range: FilterRange
     prefix: FilterPrefix
     exists: str
-    def __init__(self, all: _Optional[_Union[FilterList, _Mapping]] = ..., any: _Optional[_Union[FilterList, _Mapping]] = ..., none: _Optional[_Union[FilterList, _Mapping]] = ..., equals: _Optional[_Union[FilterEquals, _Mapping]] = ..., range: _Optional[_Union[FilterRange, _Mapping]] = ..., prefix: _Optional[_Union[FilterPrefix, _Mapping]] = ..., exists: _Optional[str] = ...) -> None: ...
+    contains: FilterContains
+    def __init__(self, all: _Optional[_Union[FilterList, _Mapping]] = ..., any: _Optional[_Union[FilterList, _Mapping]] = ..., none: _Optional[_Union[FilterList, _Mapping]] = ..., equals: _Optional[_Union[FilterEquals, _Mapping]] = ..., range: _Optional[_Union[FilterRange, _Mapping]] = ..., prefix: _Optional[_Union[FilterPrefix, _Mapping]] = ..., exists: _Optional[str] = ..., contains: _Optional[_Union[FilterContains, _Mapping]] = ...) -> None: ...
 
 class FilterList(_message.Message):
     __slots__ = ("filters",)
@@ -43,6 +45,14 @@ class FilterValue(_message.Message):
     def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ..., integer: _Optional[int] = ..., boolean: _Optional[bool] = ...) -> None: ...
 
 class FilterEquals(_message.Message):
+    __slots__ = ("field", "values")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    values: _containers.RepeatedCompositeFieldContainer[FilterValue]
+    def __init__(self, field: _Optional[str] = ..., values: _Optional[_Iterable[_Union[FilterValue, _Mapping]]] = ...) -> None: ...
+
+class FilterContains(_message.Message):
     __slots__ = ("field", "values")
     FIELD_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]

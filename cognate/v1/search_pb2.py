@@ -27,29 +27,33 @@ from cognate.v1 import filter_pb2 as cognate_dot_v1_dot_filter__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ognate/v1/search.proto\x12\ncognate.v1\x1a\x1a\x63ognate/v1/embedding.proto\x1a\x17\x63ognate/v1/filter.proto\x1a\x1cgoogle/protobuf/struct.proto\"Z\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.cognate.v1.EmbeddingH\x00\x12\x0c\n\x02id\x18\x03 \x01(\tH\x00\x42\x07\n\x05input\"\x93\x03\n\rSearchRequest\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.cognate.v1.Query\x12\r\n\x05index\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12)\n\ninput_type\x18\x05 \x01(\x0e\x32\x15.cognate.v1.InputType\x12*\n\ntruncation\x18\x06 \x01(\x0e\x32\x16.cognate.v1.Truncation\x12\x11\n\tomit_text\x18\x07 \x01(\x08\x12\x17\n\x0fomit_attributes\x18\x08 \x01(\x08\x12&\n\x08\x61\x63\x63uracy\x18\x14 \x01(\x0e\x32\x14.cognate.v1.Accuracy\x12\"\n\x06\x66ilter\x18\x15 \x01(\x0b\x32\x12.cognate.v1.Filter\x12\x16\n\x0egroup_by_label\x18\x16 \x01(\x08\x12\x13\n\x06offset\x18\x17 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0b\x65xclude_ids\x18\x18 \x03(\tB\x0c\n\n_min_scoreB\t\n\x07_offset\"j\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12+\n\nattributes\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"P\n\tQueryHits\x12\x1d\n\x04hits\x18\x01 \x03(\x0b\x32\x0f.cognate.v1.Hit\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.cognate.v1.TextUsage\"\xa8\x01\n\x0eSearchResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.cognate.v1.QueryHits\x12\r\n\x05index\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12$\n\x07timings\x18\x04 \x01(\x0b\x32\x13.cognate.v1.Timings\x12\x15\n\rindex_version\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\"M\n\x13SearchStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.cognate.v1.SearchRequest\"e\n\x14SearchStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0b\x66irst_query\x18\x02 \x01(\x04\x12,\n\x08response\x18\x03 \x01(\x0b\x32\x1a.cognate.v1.SearchResponse*b\n\x08\x41\x63\x63uracy\x12\x18\n\x14\x41\x43\x43URACY_UNSPECIFIED\x10\x00\x12\x11\n\rACCURACY_FAST\x10\x01\x12\x15\n\x11\x41\x43\x43URACY_BALANCED\x10\x02\x12\x12\n\x0e\x41\x43\x43URACY_EXACT\x10\x03\x32\xa7\x01\n\rSearchService\x12?\n\x06Search\x12\x19.cognate.v1.SearchRequest\x1a\x1a.cognate.v1.SearchResponse\x12U\n\x0cSearchStream\x12\x1f.cognate.v1.SearchStreamRequest\x1a .cognate.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ognate/v1/search.proto\x12\ncognate.v1\x1a\x1a\x63ognate/v1/embedding.proto\x1a\x17\x63ognate/v1/filter.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x89\x01\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.cognate.v1.EmbeddingH\x00\x12\x0c\n\x02id\x18\x03 \x01(\tH\x00\x12-\n\x08\x63ombined\x18\x04 \x01(\x0b\x32\x19.cognate.v1.CombinedQueryH\x00\x42\x07\n\x05input\"5\n\rCombinedQuery\x12$\n\x05parts\x18\x01 \x03(\x0b\x32\x15.cognate.v1.QueryPart\"~\n\tQueryPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.cognate.v1.EmbeddingH\x00\x12\x0c\n\x02id\x18\x03 \x01(\tH\x00\x12\x13\n\x06weight\x18\x04 \x01(\x02H\x01\x88\x01\x01\x42\x07\n\x05inputB\t\n\x07_weight\"\x93\x03\n\rSearchRequest\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.cognate.v1.Query\x12\r\n\x05index\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12)\n\ninput_type\x18\x05 \x01(\x0e\x32\x15.cognate.v1.InputType\x12*\n\ntruncation\x18\x06 \x01(\x0e\x32\x16.cognate.v1.Truncation\x12\x11\n\tomit_text\x18\x07 \x01(\x08\x12\x17\n\x0fomit_attributes\x18\x08 \x01(\x08\x12&\n\x08\x61\x63\x63uracy\x18\x14 \x01(\x0e\x32\x14.cognate.v1.Accuracy\x12\"\n\x06\x66ilter\x18\x15 \x01(\x0b\x32\x12.cognate.v1.Filter\x12\x16\n\x0egroup_by_label\x18\x16 \x01(\x08\x12\x13\n\x06offset\x18\x17 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0b\x65xclude_ids\x18\x18 \x03(\tB\x0c\n\n_min_scoreB\t\n\x07_offset\"j\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12+\n\nattributes\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"P\n\tQueryHits\x12\x1d\n\x04hits\x18\x01 \x03(\x0b\x32\x0f.cognate.v1.Hit\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.cognate.v1.TextUsage\"\xa8\x01\n\x0eSearchResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.cognate.v1.QueryHits\x12\r\n\x05index\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12$\n\x07timings\x18\x04 \x01(\x0b\x32\x13.cognate.v1.Timings\x12\x15\n\rindex_version\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\"M\n\x13SearchStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.cognate.v1.SearchRequest\"e\n\x14SearchStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0b\x66irst_query\x18\x02 \x01(\x04\x12,\n\x08response\x18\x03 \x01(\x0b\x32\x1a.cognate.v1.SearchResponse*b\n\x08\x41\x63\x63uracy\x12\x18\n\x14\x41\x43\x43URACY_UNSPECIFIED\x10\x00\x12\x11\n\rACCURACY_FAST\x10\x01\x12\x15\n\x11\x41\x43\x43URACY_BALANCED\x10\x02\x12\x12\n\x0e\x41\x43\x43URACY_EXACT\x10\x03\x32\xa7\x01\n\rSearchService\x12?\n\x06Search\x12\x19.cognate.v1.SearchRequest\x1a\x1a.cognate.v1.SearchResponse\x12U\n\x0cSearchStream\x12\x1f.cognate.v1.SearchStreamRequest\x1a .cognate.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cognate.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCURACY']._serialized_start=1163
-  _globals['_ACCURACY']._serialized_end=1261
-  _globals['_QUERY']._serialized_start=122
-  _globals['_QUERY']._serialized_end=212
-  _globals['_SEARCHREQUEST']._serialized_start=215
-  _globals['_SEARCHREQUEST']._serialized_end=618
-  _globals['_HIT']._serialized_start=620
-  _globals['_HIT']._serialized_end=726
-  _globals['_QUERYHITS']._serialized_start=728
-  _globals['_QUERYHITS']._serialized_end=808
-  _globals['_SEARCHRESPONSE']._serialized_start=811
-  _globals['_SEARCHRESPONSE']._serialized_end=979
-  _globals['_SEARCHSTREAMREQUEST']._serialized_start=981
-  _globals['_SEARCHSTREAMREQUEST']._serialized_end=1058
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=1060
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1161
-  _globals['_SEARCHSERVICE']._serialized_start=1264
-  _globals['_SEARCHSERVICE']._serialized_end=1431
+  _globals['_ACCURACY']._serialized_start=1394
+  _globals['_ACCURACY']._serialized_end=1492
+  _globals['_QUERY']._serialized_start=123
+  _globals['_QUERY']._serialized_end=260
+  _globals['_COMBINEDQUERY']._serialized_start=262
+  _globals['_COMBINEDQUERY']._serialized_end=315
+  _globals['_QUERYPART']._serialized_start=317
+  _globals['_QUERYPART']._serialized_end=443
+  _globals['_SEARCHREQUEST']._serialized_start=446
+  _globals['_SEARCHREQUEST']._serialized_end=849
+  _globals['_HIT']._serialized_start=851
+  _globals['_HIT']._serialized_end=957
+  _globals['_QUERYHITS']._serialized_start=959
+  _globals['_QUERYHITS']._serialized_end=1039
+  _globals['_SEARCHRESPONSE']._serialized_start=1042
+  _globals['_SEARCHRESPONSE']._serialized_end=1210
+  _globals['_SEARCHSTREAMREQUEST']._serialized_start=1212
+  _globals['_SEARCHSTREAMREQUEST']._serialized_end=1289
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=1291
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1392
+  _globals['_SEARCHSERVICE']._serialized_start=1495
+  _globals['_SEARCHSERVICE']._serialized_end=1662
 # @@protoc_insertion_point(module_scope)

@@ -22,14 +22,34 @@ ACCURACY_BALANCED: Accuracy
 ACCURACY_EXACT: Accuracy
 
 class Query(_message.Message):
-    __slots__ = ("text", "embedding", "id")
+    __slots__ = ("text", "embedding", "id", "combined")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    COMBINED_FIELD_NUMBER: _ClassVar[int]
     text: str
     embedding: _embedding_pb2.Embedding
     id: str
-    def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ..., id: _Optional[str] = ...) -> None: ...
+    combined: CombinedQuery
+    def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ..., id: _Optional[str] = ..., combined: _Optional[_Union[CombinedQuery, _Mapping]] = ...) -> None: ...
+
+class CombinedQuery(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[QueryPart]
+    def __init__(self, parts: _Optional[_Iterable[_Union[QueryPart, _Mapping]]] = ...) -> None: ...
+
+class QueryPart(_message.Message):
+    __slots__ = ("text", "embedding", "id", "weight")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    embedding: _embedding_pb2.Embedding
+    id: str
+    weight: float
+    def __init__(self, text: _Optional[str] = ..., embedding: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ..., id: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
     __slots__ = ("queries", "index", "top_k", "min_score", "input_type", "truncation", "omit_text", "omit_attributes", "accuracy", "filter", "group_by_label", "offset", "exclude_ids")

@@ -185,6 +185,7 @@ def test_train_export_index_evaluate_one_after_the_other(
     table = cognate("index", "info", index, "--tradeoff").out
     assert "recall@10" in table
     assert "ef_search 16 rerank 2" in table
+    assert "recall@10; F fast, B balanced" in table
     options = ("--factory", "nonsense", "--force")
     refused = cognate("index", "build", records, "--bundle", bundle, "--out", index, *options)
     assert (refused.code, refused.out) == (1, "")

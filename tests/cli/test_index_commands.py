@@ -105,3 +105,36 @@ def test_a_server_is_told_to_write_and_delete_records(
         assert "new.jsonl:1: there is no id" in refused.check_one_line_error()
     finally:
         server.stop()
+
+
+def test_the_plot_has_the_quickest_on_top_and_the_most_accurate_at_the_right() -> None:
+    from cognate.cli.index import tradeoff_plot
+    from cognate.index import IndexManifest
+    from cognate.index_kinds import SearchParameters
+    from cognate.index_tuning import TradeoffPoint
+
+    def point(nprobe: int | None, recall: float, rate: float) -> TradeoffPoint:
+        return TradeoffPoint(
+            parameters=None if nprobe is None else SearchParameters(nprobe=nprobe),
+            recall_at_10=recall,
+            queries_per_second=rate,
+            bytes_per_record=1,
+        )
+
+    points = [point(None, 1.0, 10), point(1, 0.5, 10_000), point(2, 0.75, 1000), point(4, 0.99, 100)]
+    used = {"fast": points[2].parameters, "balanced": points[3].parameters}
+    lines = tradeoff_plot(IndexManifest.model_construct(tradeoff=points, search=used))
+    drawn = {
+        mark: (row, line.index(mark))
+        for row, line in enumerate(lines[1:13])
+        for mark in "*FBE"
+        if mark in line
+    }
+    assert sorted(drawn, key=lambda mark: drawn[mark][0]) == ["*", "F", "B", "E"]
+    assert sorted(drawn, key=lambda mark: drawn[mark][1]) == ["*", "F", "B", "E"]
+    assert lines[1].startswith("10,000 |*")
+    assert lines[12].endswith("E")
+    # One point alone, and an index that nobody can search in no time, are drawn too.
+    assert any(
+        "E" in line for line in tradeoff_plot(IndexManifest.model_construct(tradeoff=points[:1], search={}))
+    )

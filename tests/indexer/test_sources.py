@@ -131,12 +131,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     content: dict[str, bytes]
     broken: set[str]
+    throttle: list[int]
+    """What the next requests are answered with, instead."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0]
+        if self.throttle:
+            self.send_response(self.throttle.pop())
+            self.send_header("Retry-After", "0.01")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         content = self.content.get(name)
         wanted = self.headers.get("Range")
         if name in self.broken and (wanted or "").startswith("bytes=0-") is False and wanted:
@@ -166,8 +174,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
-    Handler.content, Handler.broken = {}, set()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Handler.content, Handler.broken, Handler.throttle = {}, set(), []
+    monkeypatch.setattr("indexer.remote.BACKOFF", 0.001)
     with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -204,6 +213,35 @@ def test_what_goes_wrong_over_http_is_one_sentence_without_the_secrets(server: s
         assert "secret" not in str(error.value)
     with pytest.raises(CognateError, match="http://localhost:1/a.jsonl cannot be read: .*Cannot connect"):
         read("http://user:secret@localhost:1/a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "plain.jsonl"])
+def test_a_store_that_throttles_is_asked_again_until_it_answers(server: str, name: str) -> None:
+    Handler.content = {f"/{name}": LINES}
+    Handler.throttle = [429, 503, 429, 503]
+    assert read(f"{server}/{name}") == texts(500)
+    assert Handler.throttle == []
+
+
+def test_a_store_that_throttles_midway_is_asked_again(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.remote.BLOCK", 4096)
+    monkeypatch.setattr("indexer.remote.BUFFER", 1024)
+    Handler.content = {"/a.jsonl": LINES}
+    found = []
+    for number, record in enumerate(indexer.open_source([f"{server}/a.jsonl"]).read(None)):
+        if number % 100 == 50:
+            Handler.throttle = [503, 429]
+        found.append(record.text)
+    assert found == texts(500)
+
+
+def test_a_store_that_throttles_for_good_is_one_sentence(server: str) -> None:
+    Handler.throttle = [429] * 1000
+    with pytest.raises(
+        CognateError, match=r"a.jsonl cannot be read: the server answered 429.*try again later"
+    ):
+        read(f"{server}/a.jsonl?signature=secret")
+    assert 950 < len(Handler.throttle) < 1000
 
 
 def test_a_source_that_fails_midway_loses_nothing(

@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cognate import Client, Like
+from cognate import Client, Combined, Like
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
 from cognate.filters import And, Exists, Filter, In, Not, Or, Prefix, Range, parse
@@ -21,6 +21,8 @@ from tests.serving.servers import Running, Stubs, failure, write_index
 from tests.test_filters import FILTERS
 
 Query = search_pb2.Query
+QueryPart = search_pb2.QueryPart
+CombinedQuery = search_pb2.CombinedQuery
 
 RECORDS = [
     Record("reset the password", "reset", "r0", {"lang": "en", "year": 2019, "author": {"name": "Ann"}}),
@@ -151,6 +153,60 @@ def test_what_is_like_a_record_does_not_have_the_record_itself(client: Any, enco
     assert [len(hits) for hits in (first, second, third)] == [5, 4, 5]
     assert "r0" not in [hit.id for hit in second]
     assert third[0].id == "r3"
+
+
+def test_several_texts_vectors_and_records_are_one_query(client: Any, encoder: Encoder) -> None:
+    vectors = encoder.encode([record.text for record in RECORDS])
+    text, other = encoder.encode(["password", "the door"], "query")
+    combined = Combined(["password", 7 * vectors[2], Like("r3"), "the door"], [1, 0.5, 2, -0.25])
+    wanted = text + 0.5 * vectors[2] + 2 * vectors[3] - 0.25 * other
+    scores = vectors @ wanted / np.linalg.norm(wanted)
+    order = [f"r{row}" for row in np.argsort(-scores, kind="stable") if row != 3]
+    plain, hits, away = client.search_many(
+        ["password", combined, Combined(["password"], [-3])], 6, exclude_ids=["r5"]
+    )
+    assert [hit.id for hit in hits] == [name for name in order if name != "r5"]
+    assert hits[0].score == pytest.approx(
+        max(s for row, s in enumerate(scores) if row not in (3, 5)), abs=1e-5
+    )
+    assert [hit.id for hit in away] == [hit.id for hit in reversed(plain)]
+    assert client.search(Combined(["password"] * 2), 1)[0].id == plain[0].id
+
+
+def test_the_texts_of_a_combined_query_are_told_together(stubs: Stubs) -> None:
+    parts = [QueryPart(text="password"), QueryPart(text="the door " * 100), QueryPart(id="r0")]
+    request = search_pb2.SearchRequest(
+        queries=[Query(combined=CombinedQuery(parts=parts)), Query(text="password")], top_k=1
+    )
+    both, one = stubs.search(request, timeout=60).results
+    assert both.usage.tokens == one.usage.tokens + 64
+    assert both.usage.truncated
+
+
+@pytest.mark.parametrize(
+    ("parts", "field", "says"),
+    [
+        ([], "queries[0].combined.parts", "has 0; it must have 1 to 32"),
+        ([QueryPart(text="a")] * 33, "queries[0].combined.parts", "has 33"),
+        ([QueryPart(text="a"), QueryPart()], "queries[0].combined.parts[1]", "has neither a text nor"),
+        ([QueryPart(text="a", weight=0)], "queries[0].combined.parts[0].weight", "is 0; it must be -1000"),
+        ([QueryPart(text="a", weight=float("nan"))], "queries[0].combined.parts[0].weight", "is nan"),
+        ([QueryPart(text=" ")], "queries[0].combined.parts[0].text", "is empty"),
+        (
+            [QueryPart(text="a"), QueryPart(text="a", weight=-1)],
+            "queries[0].combined",
+            "adds up to zero, which has no direction",
+        ),
+        ([QueryPart(id="r9")], "queries[0].combined.parts[0].id", "no record with the id 'r9'"),
+    ],
+)
+def test_what_is_wrong_with_a_combined_query_is_told(
+    stubs: Stubs, parts: list[search_pb2.QueryPart], field: str, says: str
+) -> None:
+    request = search_pb2.SearchRequest(queries=[Query(combined=CombinedQuery(parts=parts))], top_k=1)
+    refused = failure(stubs.search, request)
+    assert refused.fields == [field]
+    assert says in refused.message
 
 
 def test_a_record_that_is_not_there_is_named(client: Any, stubs: Stubs) -> None:
