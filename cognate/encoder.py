@@ -29,6 +29,10 @@ OnLong = Literal["truncate", "error", "split"]
 WINDOW = 4096
 """Texts that are tokenised and sorted by length together; bounds memory whatever the number of texts."""
 
+BULK_BATCH_TOKENS = 256
+"""Tokens of a batch that one core encodes: what it calculates stays in the core's cache of a megabyte or two,
+and less is padding."""
+
 
 class Encoder:
     """Encodes texts with a bundle. Safe to use from several threads.
@@ -84,7 +88,10 @@ class Encoder:
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
         self.max_length = manifest.max_length
-        self.max_batch_tokens = max_batch_tokens or self._provider.max_batch_tokens
+        one_core = bulk and self.device == "cpu"
+        self.max_batch_tokens = max_batch_tokens or (
+            BULK_BATCH_TOKENS if one_core else self._provider.max_batch_tokens
+        )
         self.max_batch_texts = self._provider.max_batch_texts
         self._runs_at_once = threads if self.device == "cpu" else 1
         self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()

@@ -176,9 +176,10 @@ def finish_graph(model: onnx.ModelProto, pooling: str | None, *, keep_tokens: bo
     tokens = token_output(model)
     kept = [output for output in graph.output if output.name == tokens] if keep_tokens else []
     added = _Nodes(graph, opset(model))
-    if is_pooled(model):
-        # The name is wanted for the normalised vectors.
-        _rename_value(graph, POOLED_OUTPUT, f"{_PREFIX}pooled")
+    pools = is_pooled(model)
+    # The name is wanted for the normalised vectors, whatever has it now, output or not.
+    _rename_value(graph, POOLED_OUTPUT, f"{_PREFIX}pooled")
+    if pools:
         pooled = added.node("Cast", f"{_PREFIX}pooled", to=onnx.TensorProto.FLOAT)
     else:
         pooled = _pool(added, added.node("Cast", tokens or "", to=onnx.TensorProto.FLOAT), pooling or "")
@@ -186,6 +187,7 @@ def finish_graph(model: onnx.ModelProto, pooling: str | None, *, keep_tokens: bo
     added.node("Div", pooled, length, output=POOLED_OUTPUT)
     for output in kept:
         if output.name != TOKEN_OUTPUTS[0]:
+            _rename_value(graph, TOKEN_OUTPUTS[0], f"{_PREFIX}hidden")
             added.node("Identity", output.name, output=TOKEN_OUTPUTS[0])
             output.name = TOKEN_OUTPUTS[0]
     kept = [copy.deepcopy(output) for output in kept]

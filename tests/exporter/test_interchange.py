@@ -175,6 +175,15 @@ def test_a_graph_that_pools_by_itself_is_only_normalised(tmp_path: Path) -> None
     assert [each.name for each in outputs] == ["sentence_embedding"]
 
 
+def test_values_inside_a_graph_may_have_the_names_of_a_bundles_outputs(tmp_path: Path) -> None:
+    graph = table_graph(output="token_embeddings")
+    # As where somebody left out the outputs that he did not want.
+    for name in ("sentence_embedding", "last_hidden_state"):
+        graph.graph.node.append(helper.make_node("Identity", ["rows"], [name]))
+    source = optimum_folder(tmp_path / "source", graph)
+    check_vectors(import_folder(source, tmp_path / "bundle", pooling="mean"), "mean")
+
+
 def test_a_graph_that_lets_padding_into_its_vectors_is_refused(tmp_path: Path) -> None:
     source = optimum_folder(tmp_path / "source", pooled_graph(masked=False))
     with pytest.raises(ModelError, match="smallest cosine .* pools padding too"):
