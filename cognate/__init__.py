@@ -13,11 +13,23 @@ if TYPE_CHECKING:
     from cognate.evaluation import evaluate
     from cognate.index import Index
     from cognate.records import Hit, Record
+    from cognate.request_error import RequestError
     from cognate.wire import Like
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "Encoder", "Hit", "Index", "Like", "Record", "__version__", "evaluate"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Encoder",
+    "Hit",
+    "Index",
+    "Like",
+    "Record",
+    "RequestError",
+    "__version__",
+    "evaluate",
+]
 
 _MODULES = {
     "AsyncClient": "cognate.client",
@@ -27,6 +39,7 @@ _MODULES = {
     "Index": "cognate.index",
     "Like": "cognate.wire",
     "Record": "cognate.records",
+    "RequestError": "cognate.request_error",
     "evaluate": "cognate.evaluation",
 }
 
