@@ -203,7 +203,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _admit(self, method: str, context: Any) -> Caller:
         """Find out who calls, and whether he may, before his request is read."""
-        caller = self._access.admit(method, context.invocation_metadata() or ())
+        # gRPC makes the metadata anew whenever it is asked for, which takes longer than all else here.
+        metadata = context.invocation_metadata() if self._access.needs_keys else None
+        caller = self._access.admit(method, metadata or ())
         if self._no_administration and right_for(method) == "admin":
             raise refusal.not_permitted(self._no_administration)
         return caller
