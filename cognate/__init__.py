@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cognate.evaluation import evaluate
     from cognate.index import Index
     from cognate.records import Hit, Record
+    from cognate.request_error import RequestError
     from cognate.wire import Combined, Like
 
     __version__: str
@@ -26,6 +27,7 @@ __all__ = [
     "Index",
     "Like",
     "Record",
+    "RequestError",
     "__version__",
     "evaluate",
 ]
@@ -39,6 +41,7 @@ _MODULES = {
     "Index": "cognate.index",
     "Like": "cognate.wire",
     "Record": "cognate.records",
+    "RequestError": "cognate.request_error",
     "evaluate": "cognate.evaluation",
 }
 

@@ -3,13 +3,10 @@
 import asyncio
 import math
 import queue
-import re
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +16,16 @@ import grpc
 import grpc.aio
 import numpy as np
 from google.protobuf import wrappers_pb2
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from cognate import wire
 from cognate.bundle import InputType
+from cognate.channels import check_target, credentials, open_channel
 from cognate.errors import CognateError
 from cognate.filters import Filter
 from cognate.records import Accuracy, Hit, Record
+from cognate.request_error import FieldViolation, RequestError, not_ready, request_error
 from cognate.retries import MAX_ATTEMPTS, Attempts
 from cognate.v1 import (
     embedding_pb2,
@@ -51,7 +48,8 @@ from cognate.wire import (
     Upserted,
 )
 
-DEFAULT_PORT = 50051
+__all__ = ["AsyncClient", "Client", "FieldViolation", "RequestError"]
+
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take, its retries included."""
 
@@ -62,65 +60,13 @@ TEXTS_PER_STREAM_CALL = 32
 CALLS_IN_FLIGHT = 4
 """Of ``encode_stream``: enough that the server's batches stay full while answers travel."""
 
-MAX_ANSWER_BYTES = 65 * 1024 * 1024
-"""A larger answer is refused: a little more than the 64 MiB of hits that a server gives."""
-
 SERVING = 1
 """grpc.health.v1.HealthCheckResponse.SERVING."""
 
 WATCH_PAUSE = 0.1
 """Seconds before a broken watch of a server's health is begun again, lest it spin."""
 
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    # gRPC's own second is long beside the retries, and beside a server's start.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-]
-_GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
-_POSITION = re.compile(r"^(texts|queries|records|ids)\[(\d+)\]")
-_CLOSED = re.compile(r"failed to connect.*Socket closed")
-_TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
-    """A field of a request that the server refused.
-
-    Attributes:
-        field: Its name, such as ``texts[3]``, by its position in the whole list.
-        description: What is wrong with it.
-    """
-
-    field: str
-    description: str
-
-
-class RequestError(CognateError):
-    """A call that failed. What gRPC raised is its ``__cause__``.
-
-    Attributes:
-        code: gRPC's status code.
-        reason: The server's stable name for the reason. None where it gave none.
-        field_violations: The fields that it refused.
-        retry_after: Seconds after which to try again. None where the server did not say.
-    """
-
-    def __init__(
-        self,
-        sentence: str,
-        code: grpc.StatusCode,
-        *,
-        reason: str | None = None,
-        field_violations: tuple[FieldViolation, ...] = (),
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.reason = reason
-        self.field_violations = field_violations
-        self.retry_after = retry_after
 
 
 class Client:
@@ -169,11 +115,11 @@ class Client:
             CognateError: The target is no address, a time no positive number, the tenant, the priority or
                 the key cannot be sent, or a file cannot be read.
         """
-        self.target = _check_target(target)
+        self.target = check_target(target)
         self.timeout = _check_timeout(timeout)
         self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
         self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
-        self._channel = _open_channel(grpc, self.target, _credentials(tls, ca, certificate))
+        self._channel = open_channel(grpc, self.target, credentials(tls, ca, certificate))
         self._methods = _Methods(self._channel)
         self._beginner = ThreadPoolExecutor(1, thread_name_prefix="cognate-client")
         self._limits: Limits | None = None
@@ -593,7 +539,7 @@ class Client:
             except grpc.RpcError as error:
                 # A server that stops while it is watched may be starting again.
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise _not_ready(error, self.target, timeout) from error
+                    raise not_ready(error, self.target, timeout) from error
             finally:
                 watch.cancel()
             time.sleep(WATCH_PAUSE)
@@ -636,7 +582,7 @@ class Client:
                     return self._hedged(method, request, attempts, self._hedge_after)
                 return method(request, timeout=attempts.remaining, metadata=metadata)
             except grpc.RpcError as error:
-                failure = _request_error(error, self.target, seconds, first, failure)
+                failure = request_error(error, self.target, seconds, first, failure)
                 pause = attempts.pause_after(failure.code, failure.retry_after)
                 if pause is None:
                     raise failure from error
@@ -706,11 +652,11 @@ class AsyncClient:
         certificate: str | Path | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet. Arguments and errors as ``Client``."""
-        self.target = _check_target(target)
+        self.target = check_target(target)
         self.timeout = _check_timeout(timeout)
         self._hedge_after = None if hedge_after is None else _check_timeout(hedge_after, "hedge_after")
         self._metadata, self._stream_metadata = _metadata(tenant, priority, api_key)
-        self._credentials = _credentials(tls, ca, certificate)
+        self._credentials = credentials(tls, ca, certificate)
         # Made at the first call: a channel of grpc.aio binds to the event loop it is made in.
         self._channel: grpc.aio.Channel | None = None
         self._connected: _Methods | None = None
@@ -952,7 +898,7 @@ class AsyncClient:
                         return
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise _not_ready(error, self.target, timeout) from error
+                    raise not_ready(error, self.target, timeout) from error
             finally:
                 watch.cancel()
             await asyncio.sleep(WATCH_PAUSE)
@@ -960,7 +906,7 @@ class AsyncClient:
     @property
     def _methods(self) -> "_Methods":
         if self._connected is None:
-            self._channel = _open_channel(grpc.aio, self.target, self._credentials)
+            self._channel = open_channel(grpc.aio, self.target, self._credentials)
             self._connected = _Methods(self._channel)
         return self._connected
 
@@ -989,7 +935,7 @@ class AsyncClient:
                     return await self._hedged(method, request, attempts, self._hedge_after)
                 return await method(request, timeout=attempts.remaining, metadata=metadata)
             except grpc.RpcError as error:
-                failure = _request_error(error, self.target, seconds, first, failure)
+                failure = request_error(error, self.target, seconds, first, failure)
                 pause = attempts.pause_after(failure.code, failure.retry_after)
                 if pause is None:
                     raise failure from error
@@ -1054,152 +1000,7 @@ class _Methods:
         self.watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", *health)
 
 
-def _credentials(
-    tls: bool, ca: str | Path | None, certificate: str | Path | None
-) -> grpc.ChannelCredentials | None:
-    """What to connect with; None without TLS."""
-    if not (tls or ca or certificate):
-        return None
-    roots = _read_pem(ca, "CERTIFICATE") if ca else None
-    own = _read_pem(certificate, "CERTIFICATE", "PRIVATE KEY") if certificate else None
-    return grpc.ssl_channel_credentials(roots, private_key=own, certificate_chain=own)
-
-
-def _read_pem(file: str | Path, *kinds: str) -> bytes:
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise CognateError(f"{file} cannot be read: {error.strerror}; give a PEM file") from None
-    for kind in kinds:
-        # gRPC ends the process, or fails at every call, where there is none.
-        if not re.search(rf"-----BEGIN [A-Z ]*{kind}-----".encode(), content):
-            raise CognateError(f"{file} has no {kind.lower()} in it; give a PEM file with one")
-    return content
-
-
-def _open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
-    """A channel of grpc or of grpc.aio."""
-    if credentials is None:
-        return module.insecure_channel(target, _CHANNEL_OPTIONS)
-    return module.secure_channel(target, credentials, _CHANNEL_OPTIONS)
-
-
-def _check_target(target: str) -> str:
-    if not isinstance(target, str) or not target.strip():
-        raise CognateError("the target is empty; give HOST:PORT, such as localhost:50051")
-    if target.startswith(_GRPC_SCHEMES):
-        return target
-    wrong = CognateError(f"the target {target!r} is no HOST:PORT; give one such as localhost:50051")
-    try:
-        parts = urllib.parse.urlsplit(f"//{target}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise wrong from None
-    if not host or parts.netloc != target or "@" in target or port == 0 or re.search(r"\s", target):
-        raise wrong
-    if port is None:
-        return f"{target.removesuffix(':')}:{DEFAULT_PORT}"
-    return target
-
-
 def _check_timeout(timeout: float, name: str = "the timeout") -> float:
     if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
         raise CognateError(f"{name} is {timeout!r}; give seconds, more than 0")
     return timeout
-
-
-def _request_error(
-    error: grpc.RpcError, target: str, seconds: float, first: int, earlier: RequestError | None = None
-) -> RequestError:
-    """What a failed call means to its user.
-
-    Args:
-        error: What gRPC raised.
-        target: The server's address.
-        seconds: The call's timeout.
-        first: The position, in the user's list, of the call's first text or query.
-        earlier: What the attempt before this one ended in.
-    """
-    code = error.code()
-    reason, retry_after = None, None
-    violations: tuple[FieldViolation, ...] = ()
-    for detail in _details(error):
-        if isinstance(detail, error_details_pb2.ErrorInfo):
-            reason = detail.reason
-        elif isinstance(detail, error_details_pb2.RetryInfo):
-            retry_after = detail.retry_delay.ToTimedelta().total_seconds()
-        elif isinstance(detail, error_details_pb2.BadRequest):
-            violations = tuple(
-                FieldViolation(_shift(violation.field, first), violation.description)
-                for violation in detail.field_violations
-            )
-    said = error.details() or "no reason given"
-    if violations:
-        sentence = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        sentence = (
-            f"{target} did not answer within {seconds:g} s; give a longer timeout, or check the address "
-            "and the server's load"
-        )
-        if earlier is not None:
-            sentence += f"; before that: {earlier}"
-    elif code is grpc.StatusCode.NOT_FOUND:
-        sentence = said
-    elif reason is not None:
-        # Cognate's own sentence; one without a reason is gRPC's, or a proxy's.
-        sentence = f"{target}: {said}"
-    elif code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
-        why = _TLS_REASON.search(said)
-        sentence = (
-            f"TLS with {target} failed ({why[1].lower().replace('_', ' ') if why else said}); check that the "
-            "server speaks TLS, and which roots to trust"
-        )
-    elif code is grpc.StatusCode.UNAVAILABLE and _CLOSED.fullmatch(said):
-        sentence = f"{target} closed the connection; does it ask for TLS, or for a certificate?"
-    elif code is grpc.StatusCode.UNAVAILABLE:
-        # gRPC nests causes: the last one is the one that tells.
-        cause = said.rsplit(": ", 1)[-1].rstrip(" ]")
-        sentence = (
-            f"no server answers at {target} ({cause}); start one with `cognate serve`, or check the address"
-        )
-    elif code is grpc.StatusCode.UNIMPLEMENTED:
-        sentence = f"{target} does not know this call ({said}); is it a Cognate server of this version?"
-    else:
-        sentence = f"{target} answered {code.name}: {said}"
-    if retry_after is not None and "try again" not in said:
-        sentence += f"; try again in {retry_after:g} s"
-    return RequestError(sentence, code, reason=reason, field_violations=violations, retry_after=retry_after)
-
-
-def _not_ready(error: grpc.RpcError, target: str, seconds: float) -> RequestError:
-    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-        return _request_error(error, target, seconds, 0)
-    return RequestError(
-        f"{target} was not ready within {seconds:g} s; start it with `cognate serve`, or look at its log",
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    )
-
-
-def _details(error: grpc.RpcError) -> list[Message]:
-    """The error details that came with a status; none where it has none or they cannot be read."""
-    kinds: tuple[type[Message], ...] = (
-        error_details_pb2.ErrorInfo,
-        error_details_pb2.RetryInfo,
-        error_details_pb2.BadRequest,
-    )
-    details = []
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
-        for packed in status.details if status else ():
-            for kind in kinds:
-                message = kind()
-                if packed.Unpack(message):
-                    details.append(message)
-    except (ValueError, DecodeError):
-        return []
-    return details
-
-
-def _shift(field: str, first: int) -> str:
-    """Number a field by the user's list, where the call had only a part of it."""
-    return _POSITION.sub(lambda match: f"{match[1]}[{int(match[2]) + first}]", field)

@@ -14,19 +14,25 @@ from google.protobuf.message import DecodeError
 from serving import refusal
 from serving.access import Access, Caller, right_for
 from serving.observing import Observe, ObservedCall, Unobserved
+from serving.reading import Reading
 from serving.refusal import Refusal
+from serving.standard_services import read_in_turn
 
 OURS = "/cognate.v1."
+
+STANDARD_PLACES = 8
+"""Requests on their way at a time to gRPC's own services, which others must not keep from answering."""
 
 _log = logging.getLogger(__name__)
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Around every call of the contract's services; health and reflection pass untouched.
+    """Around every call of the contract's services; of health and the like, it reads the requests only.
 
     It reads requests and writes answers itself, so that a message that cannot be read or written is a
     status of ours too, where gRPC would say UNKNOWN. And it bounds the calls under way and the bytes of their
-    messages: what is over is refused before it is read into a message.
+    messages, those that are still on their way as if they were as large as may be: what is over waits or is
+    refused before it is read into a message.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         max_calls: int,
         max_streams: int,
         max_bytes: int,
+        max_message_bytes: int,
         no_administration: str = "",
     ) -> None:
         """Make a boundary, on the server's event loop.
@@ -45,8 +52,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             observe: Begins each call.
             access: Who may call what.
             max_calls: Calls under way, streams included.
-            max_streams: Streams under way.
-            max_bytes: Of the requests and answers under way. A call alone may have more.
+            max_streams: Streams under way; fewer where ``max_bytes`` has no room for a message of each.
+            max_bytes: Of the requests and answers under way; as many of those that calls wait for, and as
+                many of those that streams do. A call alone may have more.
+            max_message_bytes: Of a request.
             no_administration: Why methods that need the right "admin" are refused here; empty where they
                 are not.
         """
@@ -54,8 +63,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._access = access
         self._no_administration = no_administration
         self._max_calls = max_calls
-        self._max_streams = max_streams
+        places = max(1, max_bytes // max_message_bytes)
+        self._max_streams = min(max_streams, places)
         self._max_bytes = max_bytes
+        self._reading = Reading(places)
+        self._standard_reading = Reading(STANDARD_PLACES)
+        self._handlers: dict[str, Any] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._under_way = 0
         self._streams = 0
@@ -69,15 +82,23 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Put a call's handler inside the boundary."""
-        handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith(OURS):
-            return handler
+        if (known := self._handlers.get(method)) is None:
+            handler = await continuation(handler_call_details)
+            # What has no handler is not kept: there is no end of names.
+            if handler is None:
+                return None
+            known = self._handlers[method] = self._around(handler, method)
+        return known
 
-        async def serve(raw: bytes, context: Any) -> bytes:
+    def _around(self, handler: Any, method: str) -> Any:
+        if not method.startswith(OURS):
+            return read_in_turn(handler, self._standard_reading)
+
+        async def serve(_: object, context: Any) -> bytes:
             try:
                 with self._observe(method, context) as call:
-                    answer = await self._answer(handler, method, raw, context, call)
+                    answer = await self._answer(handler, method, context, call)
             except Exception as error:
                 answer = await _abort(context, method, error)
             return answer
@@ -89,10 +110,11 @@ class Boundary(grpc.aio.ServerInterceptor):
             except Exception as error:
                 await _abort(context, method, error)
 
-        # Without serializers of its own, gRPC hands over the bytes.
+        # Without serializers of its own, gRPC hands over the bytes; and what takes a stream of requests, it
+        # begins before it reads any.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(serve_stream)
-        return grpc.unary_unary_rpc_method_handler(serve)
+        return grpc.stream_unary_rpc_method_handler(serve)
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls from now on, and wait for those that are under way.
@@ -113,11 +135,17 @@ class Boundary(grpc.aio.ServerInterceptor):
         return True
 
     async def _answer(
-        self, handler: Any, method: str, raw: bytes, context: Any, call: ObservedCall | Unobserved
+        self, handler: Any, method: str, context: Any, call: ObservedCall | Unobserved
     ) -> bytes:
-        held = self._enter(context, len(raw))
+        held = self._enter(context)
         caller = self._admit(method, context)
+        raw = await self._reading.read(context)
+        if raw is None:
+            raise refusal.bad_message(_request_name(method))
+        self._hold(held, len(raw))
         request = _parsed(handler, method, raw)
+        # Counted still, for what was made of it.
+        del raw
         call.received(request)
         caller.check(method, request)
         response = caller.visible(await handler.unary_unary(request, context))
@@ -136,7 +164,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     ) -> None:
         if self._streams >= self._max_streams:
             raise refusal.too_many_calls("streams")
-        held = self._enter(context, 0, streams=1)
+        held = self._enter(context, streams=1)
         caller = self._admit(method, context)
         sizes: deque[int] = deque()
 
@@ -175,17 +203,18 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _admit(self, method: str, context: Any) -> Caller:
         """Find out who calls, and whether he may, before his request is read."""
-        caller = self._access.admit(method, context.invocation_metadata() or ())
+        # gRPC makes the metadata anew whenever it is asked for, which takes longer than all else here.
+        metadata = context.invocation_metadata() if self._access.needs_keys else None
+        caller = self._access.admit(method, metadata or ())
         if self._no_administration and right_for(method) == "admin":
             raise refusal.not_permitted(self._no_administration)
         return caller
 
-    def _enter(self, context: Any, size: int, *, streams: int = 0) -> list[int]:
+    def _enter(self, context: Any, *, streams: int = 0) -> list[int]:
         """Count a call until its end, which is when its answer is sent, or refuse it.
 
         Args:
             context: Of the call.
-            size: Bytes of its request.
             streams: 1 for a stream.
 
         Returns:
@@ -196,7 +225,6 @@ class Boundary(grpc.aio.ServerInterceptor):
         if self._under_way >= self._max_calls:
             raise refusal.too_many_calls("calls")
         held = [0]
-        self._hold(held, size)
         self._under_way += 1
         self._streams += streams
         self._idle.clear()
@@ -227,7 +255,11 @@ def _parsed(handler: Any, method: str, raw: bytes) -> Any:
     try:
         return handler.request_deserializer(raw)
     except DecodeError:
-        raise refusal.bad_message(f"{method.rpartition('/')[2]}Request") from None
+        raise refusal.bad_message(_request_name(method)) from None
+
+
+def _request_name(method: str) -> str:
+    return f"{method.rpartition('/')[2]}Request"
 
 
 async def _first(messages: AsyncIterator[bytes]) -> bytes | None:

@@ -81,6 +81,10 @@ class ObservedCall:
 
     def received(self, request: Any) -> None:
         """A request was read."""
+        if self.request is None:
+            # How long it was on its way is the caller's doing.
+            self.started_ns = time.time_ns()
+            self._started = time.monotonic()
         self.request = request
 
     def answered(self, response: Any) -> None:

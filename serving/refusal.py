@@ -187,6 +187,15 @@ def too_many_calls(what: str) -> Refusal:
     return _overload("TOO_MANY_CALLS", f"this server has too many {what} under way", CALLS_RETRY_SECONDS)
 
 
+def too_slow() -> Refusal:
+    """A request that did not arrive, while others waited for its place."""
+    return _overload(
+        "TOO_MANY_CALLS",
+        "the request took too long on its way, and others waited for its place",
+        CALLS_RETRY_SECONDS,
+    )
+
+
 def bad_key(sentence: str) -> Refusal:
     """A call without a key, or with one that is not known."""
     return Refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_KEY", sentence)

@@ -246,6 +246,7 @@ class Server:
             max_calls=settings.max_calls,
             max_streams=settings.max_streams,
             max_bytes=settings.max_inflight_bytes,
+            max_message_bytes=settings.max_message_bytes,
             no_administration=no_administration,
         )
 
@@ -258,6 +259,8 @@ class Server:
             maximum_concurrent_rpcs=2 * settings.max_calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Else gRPC lets clients send more and more, up to megabytes, of what nobody reads yet.
+                ("grpc.http2.bdp_probe", 0),
                 # Over the first, gRPC ends calls at random that it has not begun, whoever's they are, and
                 # over the second all: by default 1,000 and 3,000, which one connection reaches.
                 ("grpc.server.max_pending_requests", PENDING_CALLS * settings.max_calls),

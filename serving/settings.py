@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         max_texts: Texts or queries of a call.
         max_text_bytes: Bytes of UTF-8 of a text.
         max_top_k: Hits for a query.
-        max_message_bytes: Bytes of a request.
+        max_message_bytes: Bytes of a request. As large are all that are on their way taken to be.
         max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
             for, so that a smaller one makes for shorter waits. None: what suits the device.
         max_queue_tokens: Tokens waiting, of a priority, over which calls are refused. None: 128 full batches.
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     max_texts: int = pydantic.Field(default=1024, ge=1, le=65536)
     max_text_bytes: int = pydantic.Field(default=64 * 1024, ge=1, le=16 * 1024 * 1024)
     max_top_k: int = pydantic.Field(default=1000, ge=1, le=100_000)
-    max_message_bytes: int = pydantic.Field(default=16 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
+    max_message_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024, le=1024 * 1024 * 1024)
     max_batch_tokens: int | None = pydantic.Field(default=None, ge=1, le=16 * 1024 * 1024)
     max_queue_tokens: int | None = pydantic.Field(default=None, ge=1, le=2**31 - 1)
     max_calls: int = pydantic.Field(default=1024, ge=1, le=1024 * 1024)

@@ -53,7 +53,7 @@ def serve(
     max_text_bytes: Annotated[int | None, typer.Option(help="Bytes of a text. [default: 65536]")] = None,
     max_top_k: Annotated[int | None, typer.Option(help="Hits for a query. [default: 1000]")] = None,
     max_message_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of a request. [default: 16777216]")
+        int | None, typer.Option(help="Bytes of a request. [default: 4194304]")
     ] = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a batch, padding included. [default: by device]")

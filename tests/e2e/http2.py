@@ -1,5 +1,6 @@
 """A client that speaks HTTP/2 by hand, so that it can break off, stall and lie as no library would."""
 
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -66,6 +67,62 @@ def connect(target: str, *frames: Frame, begins: bytes = PREFACE) -> socket.sock
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.sendall(begins + b"".join(map(bytes, frames)))
     return connection
+
+
+class Sender:
+    """Sends the data of one message on stream 1 as far as the server's windows let it, and no further.
+
+    Attributes:
+        connection: The socket, connected.
+        sent: Bytes of the message so far.
+    """
+
+    def __init__(self, target: str, method: str, content: bytes) -> None:
+        """Begin a call.
+
+        Args:
+            target: HOST:PORT.
+            method: To call.
+            content: Of the message, with the length before it; it may be the beginning of one.
+        """
+        self.connection = connect(target, settings(), headers(method))
+        self.connection.setblocking(False)
+        self.sent = 0
+        self._content = content
+        self._windows = {0: 65535, 1: 65535}
+        self._read = self._unsent = b""
+
+    def go_on(self) -> bool:
+        """Read what the server says, and send what it allows.
+
+        Returns:
+            False once the server has closed the connection.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while some := self.connection.recv(65536):
+                self._read += some
+            return False
+        while len(self._read) >= 9 and len(self._read) >= (end := 9 + int.from_bytes(self._read[:3])):
+            kind, stream = self._read[3], int.from_bytes(self._read[5:9])
+            if kind == WINDOW_UPDATE:
+                self._windows[stream] += int.from_bytes(self._read[9:end])
+            elif kind == SETTINGS and not self._read[4] & ACK:
+                for at in range(9, end, 6):
+                    if int.from_bytes(self._read[at : at + 2]) == INITIAL_WINDOW_SIZE:
+                        self._windows[1] += int.from_bytes(self._read[at + 2 : at + 6]) - 65535
+            self._read = self._read[end:]
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                while self._unsent:
+                    self._unsent = self._unsent[self.connection.send(self._unsent) :]
+                size = min(16384, *self._windows.values(), len(self._content) - self.sent)
+                if size <= 0:
+                    return True
+                part = self._content[self.sent : self.sent + size]
+                self._unsent = bytes(Frame(DATA, 0, 1, part))
+                self.sent += size
+                self._windows = {stream: window - size for stream, window in self._windows.items()}
+        return True
 
 
 def reset(connection: socket.socket) -> None:

@@ -7,6 +7,7 @@ the second time it may leave no file descriptor, no thread and no memory behind.
 import contextlib
 import random
 import resource
+import select
 import subprocess
 import sys
 import threading
@@ -101,6 +102,17 @@ class Victim:
     def megabytes(self) -> float:
         """Resident memory."""
         return float(self.process.memory_info().rss) / 1e6
+
+    def forget_peak(self) -> float:
+        """Make the peak of resident memory what it is now, and give it."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return self.megabytes()
+
+    def peak_megabytes(self) -> float:
+        """The most of resident memory since."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
+        return int(peak) * 1024 / 1e6
 
     def is_rid_of_it(self) -> None:
         """Wait until it has as few file descriptors and threads as before."""
@@ -319,9 +331,7 @@ def test_messages_of_100_mb_are_refused_before_they_are_read(victim: Victim) -> 
 
     def inflict() -> None:
         options = [*ALONE, ("grpc.max_send_message_length", -1)]
-        # Makes the peak what it is now.
-        Path(f"/proc/{victim.process.pid}/clear_refs").write_text("5")
-        before = victim.megabytes()
+        before = victim.forget_peak()
         with grpc.insecure_channel(victim.target, options) as channel:
             stubs = Stubs(channel)
             with pytest.raises(grpc.RpcError) as caught:
@@ -332,12 +342,65 @@ def test_messages_of_100_mb_are_refused_before_they_are_read(victim: Victim) -> 
                     stubs.encode_stream(iter([embedding_pb2.EncodeStreamRequest(request=large)]), timeout=60)
                 )
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        status = Path(f"/proc/{victim.process.pid}/status").read_text()
-        peak = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
-        peaks.append(int(peak) * 1024 / 1e6 - before)
+        peaks.append(victim.peak_megabytes() - before)
 
     victim.suffers(inflict)
     assert max(peaks) < 50
+
+
+SLOW_CLIENTS = 90
+MESSAGE_MEGABYTES = 4
+SLOW_LIMITS = (
+    "--max-message-bytes",
+    MESSAGE_MEGABYTES * 2**20,
+    "--max-inflight-bytes",
+    4 * MESSAGE_MEGABYTES * 2**20,
+)
+
+
+def hold_back_the_end(victim: Victim) -> float:
+    """Send many calls all but the last byte of a message that is as large as may be.
+
+    Returns:
+        By how many megabytes the server's memory rose at most.
+    """
+    held_back = b"".join(frame.payload for frame in http2.message(b"a" * MESSAGE_MEGABYTES * 2**20))[:-1]
+    before = victim.forget_peak()
+    with connections(SLOW_CLIENTS) as opened:
+        slow = [
+            http2.Sender(victim.target, (ENCODE, ENCODE_STREAM, HEALTH)[number % 3], held_back)
+            for number in range(SLOW_CLIENTS)
+        ]
+        opened += [each.connection for each in slow]
+        over = threading.Event()
+
+        def send() -> None:
+            talking = {each.connection: each for each in slow}
+            while not over.is_set():
+                for connection in select.select(list(talking), [], [], 0.1)[0]:
+                    with contextlib.suppress(ConnectionError):
+                        if talking[connection].go_on():
+                            continue
+                    del talking[connection]
+
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(send)
+            try:
+                # As many as have a place send all that they want to, and others are answered.
+                eventually(lambda: sum(each.sent == len(held_back) for each in slow) >= 12)
+                for _ in range(10):
+                    victim.stubs.encode(CALL, timeout=60)
+            finally:
+                over.set()
+            sending.result()
+        return victim.peak_megabytes() - before
+
+
+def test_many_large_messages_whose_end_does_not_come(tiny_bundle: Path, index: Path) -> None:
+    rises: list[float] = []
+    with victim_with("--bundle", tiny_bundle, "--index", index, *SLOW_LIMITS) as attacked:
+        attacked.suffers(lambda: rises.append(hold_back_the_end(attacked)), megabytes=64)
+    assert max(rises) < SLOW_CLIENTS * MESSAGE_MEGABYTES / 2, rises
 
 
 def damaged(content: bytes, chance: random.Random, *, ascii_only: bool = False) -> bytes:
