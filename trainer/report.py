@@ -101,6 +101,8 @@ def write_report(folder: RunFolder, job: Job, data: TrainingData, training: Mapp
     Raises:
         CognateError: The report cannot be written.
     """
+    # batch_size=auto is a number by now.
+    job = job.model_copy(update={"options": TrainingOptions(**training["options"])})
     epochs = [line["epoch"] for line in training["evaluations"]]
     found: dict[str, Any] = {}
     if data.searched is not None and epochs:
