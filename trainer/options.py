@@ -1,12 +1,14 @@
 """The hyper-parameters of a training run, checked before anything is loaded."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
 
 from cognate.metrics import METRICS
 
 Option = bool | int | float | str
+
+LARGEST_BATCH = 65536
 
 
 class TrainingOptions(pydantic.BaseModel):
@@ -91,7 +93,7 @@ class TrainingOptions(pydantic.BaseModel):
     miner: str = "TripletMarginMiner"
     miner_options: dict[str, Option] = {"margin": 0.2, "type_of_triplets": "semihard"}
     epochs: int = pydantic.Field(3, ge=1, le=1000)
-    batch_size: Annotated[int, pydantic.Field(ge=4, le=65536)] | Literal["auto"] = 128
+    batch_size: int | Literal["auto"] = 128
     records_per_label: int = pydantic.Field(4, ge=2, le=1024)
     sampler: Literal["auto", "class", "random"] = "auto"
     learning_rate: float = pydantic.Field(2e-5, gt=0, le=1)
@@ -139,6 +141,15 @@ class TrainingOptions(pydantic.BaseModel):
     checkpoint_steps: int | None = pydantic.Field(None, ge=1)
     checkpoints_kept: int = pydantic.Field(2, ge=1)
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+
+    @pydantic.field_validator("batch_size", mode="before")
+    @classmethod
+    def _size_or_auto(cls, given: object) -> object:
+        # One message for both of what it may be.
+        number = isinstance(given, int) or (isinstance(given, str) and given.isdecimal())
+        if given != "auto" and not (number and 4 <= int(str(given)) <= LARGEST_BATCH):
+            raise ValueError(f"give a number from 4 to {LARGEST_BATCH}, or auto, not {given!r}")
+        return given
 
     @pydantic.model_validator(mode="after")
     def _two_labels_fit(self) -> "TrainingOptions":

@@ -224,7 +224,10 @@ def find_batch_size(model: SentenceTransformer, data: TrainingData, settings: Tr
     def step(size: int) -> None:
         rows = [longest[number % len(longest)] for number in range(size)]
         features = [
-            {name: value.to(model.device) for name, value in model.preprocess(list(texts)).items()}
+            {
+                name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                for name, value in model.preprocess(list(texts)).items()
+            }
             for texts in zip(*rows, strict=True)
         ]
         if data.tuples is None:

@@ -105,8 +105,8 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The same one gives the same checkpoint.")] = 0,
     k: Annotated[int, typer.Option("--k", min=1, help="Hits that evaluations look at.")] = DEFAULT_K,
     logger: Annotated[
-        list[Literal["tensorboard", "mlflow", "wandb"]] | None,
-        typer.Option(help="Where the loss and the metrics go as well; may be repeated."),
+        list[str] | None,
+        typer.Option(help="tensorboard, mlflow or wandb: told of the loss and the metrics. May be repeated."),
     ] = None,
     set_option: Annotated[
         list[str] | None,
