@@ -52,7 +52,7 @@ def _loaded(path: Path) -> Evaluation:
 
 
 def load_similarities(path: Path) -> Similarities | None:
-    """Read the similarities that ``save_evaluation`` wrote beside an evaluation; None if it wrote none yet."""
+    """Read the similarities that ``save_evaluation`` wrote beside an evaluation; None if it did not yet."""
     with safe_open(path, framework="numpy") as file:
         if "positives" not in file.keys():  # noqa: SIM118 - No dict.
             return None
