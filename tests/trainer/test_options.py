@@ -296,6 +296,7 @@ except CognateError as error:
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_compile_is_refused_in_one_line(data: Path, tiny_model: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", COMPILED, tiny_model, data / "train.jsonl", data / "out"],
