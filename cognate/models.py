@@ -75,7 +75,7 @@ KNOWN = (
         "about 50 languages, short texts",
     ),
     KnownModel("BAAI/bge-m3", 568, 1024, 8192, "MIT", "about 100 languages, long texts, for a GPU"),
-    KnownModel("distilbert-base-uncased", 66, 768, 512, "Apache-2.0", "English; untuned, so train it long"),
+    KnownModel("distilbert-base-uncased", 66.4, 768, 512, "Apache-2.0", "English; untuned, so train it long"),
     KnownModel("bert-base-uncased", 109, 768, 512, "Apache-2.0", "English; untuned, so train it long"),
     KnownModel("bert-base-multilingual-cased", 178, 768, 512, "Apache-2.0", "about 100 languages; untuned"),
     KnownModel("xlm-roberta-base", 278, 768, 512, "MIT", "about 100 languages; untuned"),

@@ -35,6 +35,7 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT = "checkpoint"
 EVALUATIONS = "evaluations"
 REPORT = "report.html"
+TENSORBOARD = "tensorboard"
 STOP = "stop"
 
 POLL_SECONDS = 0.2

@@ -110,6 +110,23 @@ def distinct_batches(
             yield positions
 
 
+def random_batches(rows: int, *, batch_size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Share rows out over batches at random.
+
+    Args:
+        rows: How many there are.
+        batch_size: Rows of a batch, at most.
+        rng: Decides the order.
+
+    Yields:
+        Positions of rows; together each once, but a row that is alone at the end.
+    """
+    order = rng.permutation(rows).tolist()
+    for start in range(0, rows, batch_size):
+        if len(batch := order[start : start + batch_size]) > 1:
+            yield batch
+
+
 class SeededBatchSampler(DefaultBatchSampler):
     """Gives sentence-transformers' trainer the batches of each epoch, the same ones for the same seed.
 

@@ -4,9 +4,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cognate.errors import CognateError
 from cognate.evaluation import Evaluation
 from cognate.metrics import METRICS
 from trainer.similarities import Similarities
@@ -22,7 +23,20 @@ def save_evaluation(evaluation: Evaluation, similarities: Similarities, path: Pa
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """Read what ``save_evaluation`` wrote."""
+    """Read what ``save_evaluation`` wrote.
+
+    Raises:
+        CognateError: It is not there, or damaged.
+    """
+    try:
+        return _loaded(path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CognateError(
+            f"{path} cannot be read, and so there is no evaluation to tell of: {error}"
+        ) from None
+
+
+def _loaded(path: Path) -> Evaluation:
     with safe_open(path, framework="numpy") as file:
         told = json.loads(file.metadata()["evaluation"])
         arrays = {name: file.get_tensor(name) for name in (*ARRAYS, *METRICS)}
@@ -37,7 +51,9 @@ def load_evaluation(path: Path) -> Evaluation:
     )
 
 
-def load_similarities(path: Path) -> Similarities:
-    """Read the similarities that ``save_evaluation`` wrote beside an evaluation."""
+def load_similarities(path: Path) -> Similarities | None:
+    """Read the similarities that ``save_evaluation`` wrote beside an evaluation; None if it did not yet."""
     with safe_open(path, framework="numpy") as file:
+        if "positives" not in file.keys():  # noqa: SIM118 - No dict.
+            return None
         return Similarities(file.get_tensor("positives"), file.get_tensor("negatives"))

@@ -10,26 +10,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from cognate.artifact import check_destination, installed_versions, publishing
 from cognate.checkpoint import TRAINING, CheckpointManifest
 from cognate.errors import CognateError
 from cognate.evaluation import Evaluation, evaluate
 from cognate.records import Record
-from cognate.runs import CHECKPOINT, CHECKPOINTS, LOG, RunFolder, get_run
+from cognate.runs import CHECKPOINT, CHECKPOINTS, LOG, TENSORBOARD, RunFolder, get_run
 from trainer.averaging import WeightAverage
 from trainer.data import TrainingData, read_data
 from trainer.encoder import load_encoder
 from trainer.evaluations import load_evaluation, save_evaluation
 from trainer.job import Job, make_job
+from trainer.loggers import check_loggers
+from trainer.memory import is_out_of_memory, out_of_memory
 from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
 from trainer.report import write_report
 from trainer.shaping import merge_low_rank, shape
 from trainer.similarities import RememberingEncoder, similarities
 from trainer.starting import new_run, resumable_job, written_job
-from trainer.steps import Progress, Session, train
+from trainer.steps import Progress, Session, find_batch_size, train
 from trainer.training_state import TrainingStates, load_state
 
 EXAMPLES = 20
@@ -75,6 +77,7 @@ def fit(
     force: bool = False,
     on_progress: OnProgress | None = None,
     on_evaluation: OnEvaluation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **options: Any,
 ) -> Run:
     """Fine-tune a model so that what belongs together comes near to each other.
@@ -95,6 +98,7 @@ def fit(
         force: Whether a checkpoint, or a run, that is there is replaced.
         on_progress: Called after each step.
         on_evaluation: Called with the number of epochs done and what was found.
+        callbacks: Your own, of transformers: called at every step, epoch and log, and may stop training.
         options: Fields of ``TrainingOptions``.
 
     Returns:
@@ -110,12 +114,13 @@ def fit(
         raise CognateError("give out, where the checkpoint shall be, or run, a name")
     if out is not None:
         check_destination(Path(out), CheckpointManifest.KIND, force=force)
+    check_loggers(settings.loggers, in_run=run is not None)
     job = make_job(model, train_data, queries=queries, index=index, out=out, force=force, options=settings)
     if run is None:
-        return _Fitting(job, read_data(job), None, on_progress, on_evaluation).run()
+        return _Fitting(job, read_data(job), None, on_progress, on_evaluation, callbacks).run()
     folder, data = new_run(job, run, runs_dir)
     with _running(folder):
-        return _Fitting(job, data, folder, on_progress, on_evaluation).run()
+        return _Fitting(job, data, folder, on_progress, on_evaluation, callbacks).run()
 
 
 def resume(
@@ -125,6 +130,7 @@ def resume(
     expected: Job | None = None,
     on_progress: OnProgress | None = None,
     on_evaluation: OnEvaluation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Run:
     """Go on with a run that was stopped, failed or was never started, from its last training state.
 
@@ -137,6 +143,7 @@ def resume(
         expected: What the run is thought to do; it is refused where it does something else.
         on_progress: Called after each step.
         on_evaluation: Called with the number of epochs done and what was found, those of before left out.
+        callbacks: As ``fit``; what they knew before is not kept.
 
     Raises:
         CognateError: There is no such run, it is running or finished, or its data or settings changed.
@@ -145,7 +152,7 @@ def resume(
     folder = get_run(name, runs_dir)
     job = resumable_job(folder, expected)
     with _running(folder):
-        return _Fitting(job, read_data(job), folder, on_progress, on_evaluation).run()
+        return _Fitting(job, read_data(job), folder, on_progress, on_evaluation, callbacks).run()
 
 
 def join(name: str, *, runs_dir: str | Path | None = None) -> None:
@@ -196,12 +203,14 @@ class _Fitting:
         folder: RunFolder | None,
         on_progress: OnProgress | None,
         on_evaluation: OnEvaluation | None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.job = job
         self.data = data
         self.folder = folder
         self.on_progress = on_progress
         self.on_evaluation = on_evaluation
+        self.callbacks = callbacks
         place = job.out or (folder and folder.folder / CHECKPOINT)
         assert place  # noqa: S101 - ``fit`` asks for one of them.
         self.out = Path(place)
@@ -210,20 +219,28 @@ class _Fitting:
 
     def run(self) -> Run:
         """Train, and publish the checkpoint."""
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CognateError(out_of_memory(self.job.options, self.encoder.model.device)) from error
+
+    def _run(self) -> Run:
         started = time.monotonic()
         settings = self.job.options
         check_optimization(settings)
         set_seed(settings.seed)
         self.encoder = load_encoder(self.job.model)
         log.info("%s, trained on %s", self.job.model, self.data.summary)
+        self._warn_of_labels()
         states = resumed = None
         if self.folder is not None:
             states = TrainingStates(self.folder.folder / CHECKPOINTS, settings.checkpoints_kept)
             if (last := states.last()) is not None:
                 resumed = last, load_state(last)
             self._restore(None if resumed is None else resumed[1]["position"])
-        if resumed is None:
-            self._evaluate()
+        before = self._evaluate() if resumed is None else {}
         with tempfile.TemporaryDirectory(prefix="cognate-best-") as scratch:
             self.epoch = self._train(
                 on_progress=self._tell_progress,
@@ -232,6 +249,10 @@ class _Fitting:
                 stop_asked=self.folder.stop_asked if self.folder else lambda: False,
                 states=states,
                 resumed=resumed,
+                name=self.folder.name if self.folder else self.out.name,
+                board=self.folder and self.folder.folder / TENSORBOARD,
+                before=before,
+                callbacks=self.callbacks,
             )
         merge_low_rank(self.encoder.model)
         self._publish(started)
@@ -262,8 +283,34 @@ class _Fitting:
     def _train(self, **session: Any) -> int:
         settings, model = self.job.options, self.encoder.model
         shape(model, settings)
+        if settings.batch_size == "auto":
+            # A run goes on with what was found for it.
+            known = session["resumed"] and session["resumed"][1]["position"].get("batch_size")
+            size = known or find_batch_size(model, self.data, settings)
+            settings = settings.model_copy(update={"batch_size": size})
+            self.job = self.job.model_copy(update={"options": settings})
         average = WeightAverage(model, pretrained_weight=settings.pretrained_weight, ema=settings.ema)
         return train(model, self.data, settings, Session(average=average, **session))
+
+    def _warn_of_labels(self) -> None:
+        """Say what of the data will not do what was hoped."""
+        if self.data.dropped:
+            log.warning(
+                "%d records are alone in their label, and left out: there is nothing to bring them near to",
+                self.data.dropped,
+            )
+        settings, labels = self.job.options, self.data.labels
+        if self.data.tuples or settings.batch_size == "auto" or settings.sampler == "random":
+            return
+        if labels < settings.labels_per_batch:
+            log.warning(
+                "the data has %d labels, and a batch wants %d (batch_size %d / records_per_label %d), so "
+                "batches are smaller; raise records_per_label, or lower batch_size",
+                labels,
+                settings.labels_per_batch,
+                settings.batch_size,
+                settings.records_per_label,
+            )
 
     def _publish(self, started: float) -> None:
         with publishing(self.out, CheckpointManifest.KIND, force=self.job.force) as partial:

@@ -1,5 +1,6 @@
 """A pytorch-metric-learning loss and miner over a batch, as sentence-transformers' trainer calls them."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -104,7 +105,9 @@ class MetricLoss(nn.Module):
         """
         embeddings, labels = gathered(self.embed(features[0]), labels)
         sizes = self.dimensions or [embeddings.shape[1]]
-        loss = torch.stack([self._loss(embeddings[:, :size], labels) for size in sizes]).mean()
+        # fp16 is on around all of this; the loss needs more.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            loss = torch.stack([self._loss(embeddings[:, :size], labels) for size in sizes]).mean()
         if not torch.isfinite(loss):
             raise NotFiniteError("the loss is not finite")
         return loss
@@ -143,9 +146,14 @@ class MetricLoss(nn.Module):
                 for name, value in features.items()
                 if isinstance(value, Tensor) and value.dim() == 2
             }
-            with torch.autocast(lengths.device.type, torch.bfloat16, enabled=self.bf16):
+            with _in_bf16(lengths.device, self.bf16):
                 embeddings.append(self.model(micro)["sentence_embedding"].float())
         return torch.cat(embeddings)[torch.argsort(order)]
+
+
+def _in_bf16(device: torch.device, wanted: bool) -> contextlib.AbstractContextManager[object]:
+    # Not autocast(enabled=False), which would switch off what is on around it.
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
 class TupleLoss(nn.Module):
@@ -177,8 +185,7 @@ class TupleLoss(nn.Module):
         Raises:
             NotFiniteError: It is not finite.
         """
-        device = features[0]["attention_mask"].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+        with _in_bf16(features[0]["attention_mask"].device, self.bf16):
             loss: Tensor = self.loss(features, labels)
         if not torch.isfinite(loss):
             raise NotFiniteError("the loss is not finite")

@@ -1,7 +1,7 @@
 """The optimizer and the course of its learning rate, by name."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,27 @@ def make_optimizer(
         return kind(groups, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CognateError(f"{settings.optimizer} cannot be made from these options: {error}") from error
+
+
+def hold_within_epochs(
+    scheduler: torch.optim.lr_scheduler.LambdaLR, *, warmup_steps: int, steps_of_an_epoch: int
+) -> None:
+    """Let the learning rate change between epochs only, once it is at its peak.
+
+    Args:
+        scheduler: Gives the rate of each step; changed in place.
+        warmup_steps: The first steps, in which it climbs as it does.
+        steps_of_an_epoch: Through which it has the value of the first.
+    """
+
+    def held(rate: Callable[[int], float]) -> Callable[[int], float]:
+        def of(step: int) -> float:
+            begun = step // steps_of_an_epoch * steps_of_an_epoch
+            return rate(step if step < warmup_steps else max(begun, warmup_steps))
+
+        return of
+
+    scheduler.lr_lambdas = [held(rate) for rate in scheduler.lr_lambdas]
 
 
 def _groups(settings: TrainingOptions, model: SentenceTransformer, rate: float) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from cognate.metrics import METRICS
 
 Option = bool | int | float | str
 
+LARGEST_BATCH = 65536
+
 
 class TrainingOptions(pydantic.BaseModel):
     """What decides a run, besides the model and the data.
@@ -18,8 +20,11 @@ class TrainingOptions(pydantic.BaseModel):
         miner: Class name of a pytorch-metric-learning miner, or "none".
         miner_options: Its arguments.
         epochs: Times that every record is seen.
-        batch_size: Records of a batch, at most; batch_size / records_per_label labels share one.
+        batch_size: Records of a batch, at most; batch_size / records_per_label labels share one. "auto": the
+            most that fit the memory, found by trying.
         records_per_label: Records of one label in a batch, at most.
+        sampler: How labelled records are shared out over batches: "class", by labels, so that each record has
+            another of its label beside it; "random"; "auto": by labels.
         learning_rate: At its peak.
         optimizer: Class name of a torch.optim optimizer, in capitals or not.
         optimizer_options: Its arguments.
@@ -29,6 +34,8 @@ class TrainingOptions(pydantic.BaseModel):
         scheduler: How the learning rate goes on after the warm-up: "linear" to 0, "cosine",
             "cosine_with_restarts", "polynomial", "constant" (which has no warm-up), "constant_with_warmup".
         scheduler_options: Its arguments, such as num_cycles or power.
+        scheduler_step: Whether the learning rate changes after each "batch", or, the warm-up aside, between
+            "epoch"s only.
         warmup_ratio: The share of the steps in which the learning rate climbs to its peak.
         warmup_steps: Those steps themselves. None: by the ratio.
         gradient_accumulation: Batches whose gradients make one step. Each is mined by itself.
@@ -62,9 +69,11 @@ class TrainingOptions(pydantic.BaseModel):
             at the end; 0: all weights are trained. Source: Hu et al., "LoRA", 2021.
         lora_alpha: By how much they count, over their rank. None: twice the rank.
         precision: "fp32", or "bf16" for the model's arithmetic (weights and loss stay float32): faster on a
-            processor or GPU that has it.
+            processor or GPU that has it. "fp16": the same on CUDA, for GPUs without bf16.
         gradient_checkpointing: Whether what each layer gave is computed again for the gradients, not kept:
             less memory, a third more time.
+        compile: Whether torch.compile makes the model quicker; it needs a C++ compiler, or Triton on CUDA.
+        num_workers: Processes that tokenize batches ahead; 0: the one that trains does.
         max_length: Tokens that are read of a text in training. None: as many as the model reads.
         pretrained_weight: The share of the weights before training in the final ones, at most 1. A little
             keeps what the model knew and the training data does not show; 0 keeps none. Source: Wortsman
@@ -74,6 +83,7 @@ class TrainingOptions(pydantic.BaseModel):
         checkpoint_epochs: A run's training state is saved after every so many epochs, and after the last.
         checkpoint_steps: And after every so many steps. None: not.
         checkpoints_kept: How many training states of a run are kept, the newest.
+        loggers: Where the loss and the metrics go as well: "tensorboard", "mlflow", "wandb".
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -83,8 +93,9 @@ class TrainingOptions(pydantic.BaseModel):
     miner: str = "TripletMarginMiner"
     miner_options: dict[str, Option] = {"margin": 0.2, "type_of_triplets": "semihard"}
     epochs: int = pydantic.Field(3, ge=1, le=1000)
-    batch_size: int = pydantic.Field(128, ge=4, le=65536)
+    batch_size: int | Literal["auto"] = 128
     records_per_label: int = pydantic.Field(4, ge=2, le=1024)
+    sampler: Literal["auto", "class", "random"] = "auto"
     learning_rate: float = pydantic.Field(2e-5, gt=0, le=1)
     optimizer: str = "adamw"
     optimizer_options: dict[str, Option | list[float] | None] = {}
@@ -95,6 +106,7 @@ class TrainingOptions(pydantic.BaseModel):
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = "linear"
     scheduler_options: dict[str, Option] = {}
+    scheduler_step: Literal["batch", "epoch"] = "batch"
     warmup_ratio: float = pydantic.Field(0.1, ge=0, le=1)
     warmup_steps: int | None = pydantic.Field(None, ge=0)
     gradient_accumulation: int = pydantic.Field(1, ge=1)
@@ -117,8 +129,10 @@ class TrainingOptions(pydantic.BaseModel):
     ema: float = pydantic.Field(0.0, ge=0, lt=1)
     lora: int = pydantic.Field(0, ge=0)
     lora_alpha: int | None = pydantic.Field(None, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    num_workers: int = pydantic.Field(0, ge=0, le=64)
     max_length: int | None = pydantic.Field(None, ge=4, le=1_000_000)
     pretrained_weight: float = pydantic.Field(0.0, ge=0, le=1)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
@@ -126,10 +140,20 @@ class TrainingOptions(pydantic.BaseModel):
     checkpoint_epochs: int = pydantic.Field(1, ge=1)
     checkpoint_steps: int | None = pydantic.Field(None, ge=1)
     checkpoints_kept: int = pydantic.Field(2, ge=1)
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+
+    @pydantic.field_validator("batch_size", mode="before")
+    @classmethod
+    def _size_or_auto(cls, given: object) -> object:
+        # One message for both of what it may be.
+        number = isinstance(given, int) or (isinstance(given, str) and given.isdecimal())
+        if given != "auto" and not (number and 4 <= int(str(given)) <= LARGEST_BATCH):
+            raise ValueError(f"give a number from 4 to {LARGEST_BATCH}, or auto, not {given!r}")
+        return given
 
     @pydantic.model_validator(mode="after")
     def _two_labels_fit(self) -> "TrainingOptions":
-        if self.labels_per_batch < 2:
+        if self.batch_size != "auto" and self.labels_per_batch < 2:
             raise ValueError(
                 "batch_size must be at least twice records_per_label, so that two labels share one"
             )
@@ -141,10 +165,14 @@ class TrainingOptions(pydantic.BaseModel):
             raise ValueError(f"there is no {self.monitor!r} to monitor; there are loss, {', '.join(METRICS)}")
         if self.freeze == "encoder" and self.output_dim is None:
             raise ValueError("freeze=encoder leaves only a head to train; give output_dim, to have one")
-        if self.memory and self.memory < self.batch_size:
+        if self.memory and self.batch_size == "auto":
+            raise ValueError("memory must hold a batch, so give batch_size a number")
+        if self.memory and self.memory < self.rows_per_batch:
             raise ValueError(f"memory must hold a batch, {self.batch_size} embeddings, at least")
         if self.memory and self.matryoshka:
             raise ValueError("memory and matryoshka do not go together")
+        if self.mine_negatives and self.sampler == "random":
+            raise ValueError("mine_negatives brings labels into one batch, so leave out sampler=random")
         if self.lora and self.freeze != "none":
             raise ValueError("lora trains none of the encoder's own weights, so leave out freeze")
         return self
@@ -157,4 +185,10 @@ class TrainingOptions(pydantic.BaseModel):
     @property
     def labels_per_batch(self) -> int:
         """Labels of a batch."""
-        return self.batch_size // self.records_per_label
+        return self.rows_per_batch // self.records_per_label
+
+    @property
+    def rows_per_batch(self) -> int:
+        """``batch_size``, once it is a number."""
+        assert self.batch_size != "auto"  # noqa: S101 - Found before training.
+        return self.batch_size

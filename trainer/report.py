@@ -101,17 +101,21 @@ def write_report(folder: RunFolder, job: Job, data: TrainingData, training: Mapp
     Raises:
         CognateError: The report cannot be written.
     """
+    # batch_size=auto is a number by now.
+    job = job.model_copy(update={"options": TrainingOptions(**training["options"])})
     epochs = [line["epoch"] for line in training["evaluations"]]
     found: dict[str, Any] = {}
     if data.searched is not None and epochs:
         paths = [folder.evaluation_file(epoch) for epoch in (0, training["epoch"])]
         before, after = map(load_evaluation, paths)
+        cosines = [kept for path in paths if (kept := load_similarities(path))]
         found = {
             "metrics_svg": metrics_svg([line["metrics"] for line in training["evaluations"]]),
             "metrics": _compared(before, after),
             "evaluation": after,
             "changes": _changes(*data.searched, before, after),
-            "cosines_svg": cosines_svg(*map(load_similarities, paths)),
+            # Runs of before they were kept have none.
+            "cosines_svg": cosines_svg(*cosines) if len(cosines) == 2 else None,
         }
     page = _template().render(
         name=folder.name,

@@ -15,6 +15,7 @@ from cognate.records import STDIN
 from cognate.runs import CONFIG, LOG, RunFolder, check_new_run, create_run, get_run
 from trainer.data import TrainingData, read_data
 from trainer.job import Job, digests, make_job
+from trainer.loggers import check_loggers
 from trainer.options import TrainingOptions
 
 
@@ -53,6 +54,9 @@ def start(
         pydantic.ValidationError: An option is unknown or out of range.
     """
     settings = TrainingOptions(**options)
+    check_loggers(settings.loggers, in_run=True)
+    if processes > 1 and settings.batch_size == "auto":
+        raise CognateError("batch_size=auto is found by one process; give a number to train with several")
     job = make_job(model, train_data, queries=queries, index=index, out=out, force=force, options=settings)
     folder, _ = new_run(job, run, runs_dir)
     start_process(folder, processes)

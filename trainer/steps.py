@@ -1,12 +1,14 @@
 """The steps of training: sentence-transformers' trainer, watched, saved on the way and gone on with."""
 
+import contextlib
 import logging
 import math
+import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -23,13 +25,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from cognate.errors import CognateError
 from cognate.runs import RunStoppedError
 from trainer.averaging import WeightAverage
-from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches
+from trainer.batch_size import largest_batch
+from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches, random_batches
+from trainer.compilation import compile_transformer
 from trainer.data import TrainingData
 from trainer.encoder import TorchEncoder
 from trainer.hard_negatives import confusable_labels, no_neighbours
+from trainer.loggers import culprit, end_failed
 from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
+from trainer.memory import out_of_memory
 from trainer.monitoring import Monitor
-from trainer.optimization import make_optimizer
+from trainer.optimization import hold_within_epochs, make_optimizer
 from trainer.options import TrainingOptions
 from trainer.processes import agreed_flag, agreed_metrics, agreed_table, is_first, share
 from trainer.training_state import TrainingStates, random_state, set_random_state
@@ -37,6 +43,9 @@ from trainer.training_state import TrainingStates, random_state, set_random_stat
 MODEL = "model."
 PATIENCE_SECONDS = 6 * 3600
 """How long processes wait for the first one, which evaluates and saves."""
+
+BATCHES_OF_AN_EPOCH = 10
+"""What batch_size=auto leaves an epoch, at least: with a few steps nothing is learnt."""
 
 TUPLE_COLUMNS = ("anchor", "positive", "negative")
 
@@ -72,6 +81,10 @@ class Session:
         stop_asked: Whether to stop after this step.
         states: Where training states are saved; None: nowhere.
         resumed: The training state to go on from, its folder and what is in it; None: from the beginning.
+        name: Of the run, for loggers.
+        board: The folder for TensorBoard; None where nothing goes there.
+        before: The metrics before training; none where it is gone on with.
+        callbacks: The user's own.
     """
 
     on_progress: Callable[[Progress], None]
@@ -81,6 +94,10 @@ class Session:
     stop_asked: Callable[[], bool]
     states: TrainingStates | None = None
     resumed: tuple[Path, dict[str, Any]] | None = None
+    name: str | None = None
+    board: Path | None = None
+    before: Mapping[str, float] = field(default_factory=dict)
+    callbacks: Sequence[TrainerCallback] = ()
 
 
 def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOptions, session: Session) -> int:
@@ -93,16 +110,21 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
         CognateError: The loss is not finite, or a training state cannot be saved.
         RunStoppedError: The session asked to stop.
     """
-    max_length = model.max_seq_length
-    if settings.max_length is not None:
-        model.max_seq_length = min(settings.max_length, max_length or settings.max_length)
+    max_length = _limit_length(model, settings)
+    if settings.precision == "fp16" and model.device.type != "cuda":
+        raise CognateError("precision=fp16 needs a CUDA GPU; here bf16 and fp32 will do")
+    if settings.compile:
+        compile_transformer(model)
     loss, dataset, sampler = (_of_tuples if data.tuples else _of_labels)(model, data, settings)
     watcher = _Watcher(settings, session, loss, data, sampler)
     with tempfile.TemporaryDirectory(prefix="cognate-train-") as scratch:
-        arguments = SentenceTransformerTrainingArguments(
+        arguments = _Arguments(
             output_dir=scratch,
+            run_options=settings.model_dump(),
+            run_name=session.name,
+            logging_dir=str(session.board),
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=settings.rows_per_batch,
             learning_rate=settings.learning_rate,
             warmup_ratio=settings.warmup_ratio,
             warmup_steps=settings.warmup_steps or 0,
@@ -116,7 +138,9 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             gradient_checkpointing_kwargs={"use_reentrant": False},
             seed=settings.seed,
             save_strategy="no",
-            report_to="none",
+            fp16=settings.precision == "fp16",
+            dataloader_num_workers=settings.num_workers,
+            report_to=settings.loggers or "none",
             logging_steps=1,
             disable_tqdm=True,
             # A batch goes through the model in parts, and none may write to what another has saved.
@@ -135,7 +159,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             args=arguments,
             train_dataset=dataset,
             loss=loss,
-            callbacks=[watcher],
+            callbacks=[watcher, *session.callbacks],
             optimizers=(make_optimizer(settings, model, _own(loss)), None),
         )
         # It prints the loss on standard output, which is for results.
@@ -143,10 +167,13 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
         # Else the losses of batches that make one step would be added up, not averaged.
         trainer.model_accepts_loss_kwargs = False
         trainer.watcher = watcher
+        trainer.scheduler_step = settings.scheduler_step
+        watcher.tell_loggers = trainer.log
         trainer.states = session.states
         trainer.resumed = session.resumed[1] if session.resumed else None
         try:
-            trainer.run(session.resumed[0] if session.resumed else None)
+            with _logged(settings.loggers):
+                trainer.run(session.resumed[0] if session.resumed else None)
         except NotFiniteError as error:
             texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
             raise CognateError(
@@ -174,6 +201,74 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
 Loss = MetricLoss | TupleLoss
 
 
+def find_batch_size(model: SentenceTransformer, data: TrainingData, settings: TrainingOptions) -> int:
+    """Find how many records, the longest ones, a batch can have; the model and the dice stay as they are.
+
+    It leaves every epoch some batches, however much memory there is.
+
+    Raises:
+        CognateError: Not even a small batch fits, or there are several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CognateError("batch_size=auto is found by one process; give a number to train with several")
+    multiple = 4 if data.tuples else settings.records_per_label
+    least = max(4, 2 * multiple)
+    dice, max_length = random_state(), _limit_length(model, settings)
+    trial = settings.model_copy(update={"batch_size": least})
+    loss, _, _ = (_of_tuples if data.tuples else _of_labels)(model, data, trial)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    longest = sorted(data.rows, key=lambda row: sum(map(len, row)), reverse=True)
+
+    def step(size: int) -> None:
+        rows = [longest[number % len(longest)] for number in range(size)]
+        features = [
+            {
+                name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                for name, value in model.preprocess(list(texts)).items()
+            }
+            for texts in zip(*rows, strict=True)
+        ]
+        if data.tuples is None:
+            labels = torch.arange(size) // settings.records_per_label % data.labels
+        else:
+            labels = torch.linspace(0, 1, size) if data.tuples.scores else None
+        loss(features, None if labels is None else labels.to(model.device)).backward()
+        model.zero_grad(set_to_none=True)
+
+    most = len(data.rows) // BATCHES_OF_AN_EPOCH
+    found = largest_batch(step, model, least=least, most=most, multiple=multiple)
+    model.max_seq_length = max_length
+    set_random_state(dice)
+    if found is None:
+        raise CognateError(
+            f"not even a batch of {least} records fits: {out_of_memory(settings, model.device)}"
+        )
+    log.info("batch_size auto: %d, of %d at most", found, max(least, most))
+    return found
+
+
+def _limit_length(model: SentenceTransformer, settings: TrainingOptions) -> int | None:
+    """Let the model read as much of a text as the options say, and give what it read before."""
+    before: int | None = model.max_seq_length
+    if settings.max_length is not None:
+        model.max_seq_length = min(settings.max_length, before or settings.max_length)
+    return before
+
+
+@contextlib.contextmanager
+def _logged(names: Sequence[str]) -> Iterator[None]:
+    """End what loggers have begun, where training ends early, and say which one failed."""
+    try:
+        yield
+    except BaseException as error:
+        end_failed(names)
+        if name := culprit(error, names):
+            raise CognateError(f"the logger {name} failed, and training ended: {error}") from error
+        raise
+
+
 def _of_labels(
     model: SentenceTransformer, data: TrainingData, settings: TrainingOptions
 ) -> tuple[Loss, Dataset, SeededBatchSampler]:
@@ -193,12 +288,21 @@ def _of_labels(
         dimensions=settings.matryoshka,
         memory=settings.memory,
     ).to(model.device)
-    sampler = ClassBalancedBatchSampler(
-        labels,
-        labels_per_batch=settings.labels_per_batch,
-        records_per_label=settings.records_per_label,
-        seed=settings.seed,
-    )
+    size = settings.rows_per_batch
+    if settings.sampler == "random":
+        sampler = SeededBatchSampler(
+            len(labels),
+            lambda rng: random_batches(len(labels), batch_size=size, rng=rng),
+            batch_size=size,
+            seed=settings.seed,
+        )
+    else:
+        sampler = ClassBalancedBatchSampler(
+            labels,
+            labels_per_batch=settings.labels_per_batch,
+            records_per_label=settings.records_per_label,
+            seed=settings.seed,
+        )
     texts = [record.text for record in data.records]
     return loss, Dataset.from_dict({"text": texts, "label": labels}), sampler
 
@@ -217,8 +321,8 @@ def _of_tuples(
         columns["label"] = tuples.scores
     sampler = SeededBatchSampler(
         len(tuples.texts),
-        lambda rng: distinct_batches(tuples.texts, batch_size=settings.batch_size, rng=rng),
-        batch_size=settings.batch_size,
+        lambda rng: distinct_batches(tuples.texts, batch_size=settings.rows_per_batch, rng=rng),
+        batch_size=settings.rows_per_batch,
         seed=settings.seed,
     )
     loss = TupleLoss(made, bf16=settings.precision == "bf16").to(model.device)
@@ -257,6 +361,16 @@ class _NoModelCard(TrainerCallback):
         super().__init__()
 
 
+@dataclass
+class _Arguments(SentenceTransformerTrainingArguments):
+    """What sentence-transformers' trainer is told; loggers write down the run's options instead."""
+
+    run_options: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.run_options
+
+
 class _Trainer(SentenceTransformerTrainer):
     """Saves and loads its state our way: whole or absent, and without pickle.
 
@@ -267,6 +381,18 @@ class _Trainer(SentenceTransformerTrainer):
     watcher: "_Watcher"
     states: TrainingStates | None
     resumed: dict[str, Any] | None
+    scheduler_step: Literal["batch", "epoch"]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Let the learning rate change when the options say."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.scheduler_step == "epoch":
+            hold_within_epochs(
+                scheduler,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                steps_of_an_epoch=math.ceil(num_training_steps / self.args.num_train_epochs),
+            )
+        return scheduler
 
     def run(self, state: Path | None) -> None:
         """Train, from a training state or from the beginning."""
@@ -301,6 +427,7 @@ class _Trainer(SentenceTransformerTrainer):
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
                 "random": random_state(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "average": self.watcher.session.average.state_dict(),
                 "neighbours": self.watcher.neighbours(),
             },
@@ -320,6 +447,10 @@ class _Trainer(SentenceTransformerTrainer):
             assert self.optimizer and self.lr_scheduler  # noqa: S101, PT018
             self.optimizer.load_state_dict(self.resumed["optimizer"])
             self.lr_scheduler.load_state_dict(self.resumed["scheduler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.resumed is not None and self.resumed.get("scaler"):
+            self.accelerator.scaler.load_state_dict(self.resumed["scaler"])
 
     def _load_callback_state(self) -> None:
         # The loop derives the epoch and the batch to go on with from the steps and the batches of the first
@@ -382,11 +513,23 @@ class _Watcher(TrainerCallback):
         self.batches = 0
         self.finished = False
         self.stopping = False
+        self.tell_loggers: Callable[[dict[str, float]], None]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self._tell_metrics(self.session.before)
+
+    def _tell_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Tell loggers, and a user's callbacks, in transformers' way."""
+        if metrics:
+            self.tell_loggers({f"eval_{name}": value for name, value in metrics.items()})
 
     def position(self, state: TrainerState) -> dict[str, Any]:
         """How far training is, to be saved."""
         return {
             "step": state.global_step,
+            "batch_size": self.settings.rows_per_batch,
             "epochs": self.epochs,
             "in_epoch": self.in_epoch,
             "batches": self.batches,
@@ -412,12 +555,13 @@ class _Watcher(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
+        # Would be saved with every state, and grow with every step.
+        state.log_history.clear()
         loss = given["logs"].get("loss")
         if loss is None:
             return
-        # Would be saved with every state, and grow with every step.
-        state.log_history.clear()
-        if not math.isfinite(given["logs"].get("grad_norm", 0.0)):
+        # With fp16 a step whose gradients overflow is left out, and its scale lowered.
+        if not args.fp16 and not math.isfinite(given["logs"].get("grad_norm", 0.0)):
             # Told before a state with spoilt weights is saved.
             self._undo_step(state)
             raise NotFiniteError("the gradients are not finite")
@@ -461,8 +605,10 @@ class _Watcher(TrainerCallback):
         self.in_epoch = self.batches = 0
         self._warn_of_nothing_mined()
         with self.session.average.applied():
+            metrics = agreed_metrics(self.session.on_epoch())
+            self._tell_metrics(metrics)
             values = {
-                **agreed_metrics(self.session.on_epoch()),
+                **metrics,
                 "loss": sum(self.losses) / max(1, len(self.losses)),
             }
             better = self.settings.monitored and self.monitor.update(self.epochs, values)

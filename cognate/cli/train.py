@@ -60,7 +60,9 @@ def train(
     index: Annotated[Path | None, typer.Option(help="Records that they are searched in.")] = None,
     model: Annotated[str, typer.Option(help="minilm, a checkpoint or model folder, or a hub id.")] = "minilm",
     epochs: Annotated[int, typer.Option(min=1, help="Times that every record is seen.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=4, help="Records of a batch, at most.")] = 128,
+    batch_size: Annotated[
+        str, typer.Option(help="Records of a batch, at most; auto: as many as fit the memory.")
+    ] = "128",
     records_per_label: Annotated[
         int,
         typer.Option(
@@ -91,8 +93,8 @@ def train(
         ),
     ] = False,
     precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there."),
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Of the model's arithmetic; bf16 is faster where it is there; fp16 is for CUDA."),
     ] = "fp32",
     pretrained_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the weights before training in the final ones.")
@@ -102,6 +104,10 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same one gives the same checkpoint.")] = 0,
     k: Annotated[int, typer.Option("--k", min=1, help="Hits that evaluations look at.")] = DEFAULT_K,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, mlflow or wandb: told of the loss and the metrics. May be repeated."),
+    ] = None,
     set_option: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any option of docs/tune.md; may be repeated."),
@@ -121,6 +127,8 @@ def train(
         options["loss_options"] = _options(loss_option or [])
     if miner_option is not None or "miner" in given:
         options["miner_options"] = _options(miner_option or [])
+    if logger:
+        options["loggers"] = logger
     for pair in set_option or []:
         _set(options, pair)
     if resume is not None:

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +13,14 @@ import pydantic
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import get_scheduler
 
 import trainer
 from cognate.artifact import sha256_file
 from cognate.errors import CognateError
 from trainer.layers import by_depth
 from trainer.monitoring import Monitor
-from trainer.optimization import make_optimizer
+from trainer.optimization import hold_within_epochs, make_optimizer
 from trainer.options import TrainingOptions
 from trainer.shaping import shape
 
@@ -50,6 +55,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         {"output_dim": 8, "freeze": "encoder", "prompts": {"query": "q: ", "passage": "p: "}},
         {"pooling": "cls", "freeze": 1},
         {"lora": 2},
+        {
+            "sampler": "random",
+            "num_workers": 1,
+            "loss": "ProxyAnchorLoss",
+            "loss_options": {},
+            "miner": "none",
+        },
+        {"scheduler": "cosine", "scheduler_step": "epoch", "scheduler_options": {"num_cycles": 0.5}},
+        {"scheduler": "constant_with_warmup", "warmup_ratio": 0.5},
     ],
     ids=lambda options: "+".join(options),
 )
@@ -85,6 +99,7 @@ def test_a_run_with_these_options_gives_a_changed_model_that_opens(
         ({"matryoshka": [64]}, "matryoshka asks for 64 components, but an embedding has only 32"),
         ({"val_split": 0.2}, "val_split makes what queries and index give"),
         ({"freeze": 9}, "nothing to train"),
+        ({"precision": "fp16"}, "precision=fp16 needs a CUDA GPU"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -103,6 +118,10 @@ def test_what_cannot_be_is_one_line(
         ({"memory": 4}, "memory must hold a batch"),
         ({"memory": 128, "matryoshka": [8]}, "do not go together"),
         ({"lora": 2, "freeze": 1}, "leave out freeze"),
+        ({"mine_negatives": True, "sampler": "random"}, "leave out sampler=random"),
+        ({"batch_size": "many"}, "number from 4 to 65536, or auto, not 'many'"),
+        ({"batch_size": 1}, "number from 4 to 65536, or auto, not 1"),
+        ({"batch_size": "auto", "memory": 64}, "give batch_size a number"),
     ],
 )
 def test_options_that_contradict_are_refused(options: dict[str, object], message: str) -> None:
@@ -231,3 +250,79 @@ def test_gradient_checkpointing_computes_layers_again_and_comes_to_the_same_weig
     )
     assert len(passes) - before > before
     assert all(torch.allclose(plain[name], again[name], atol=1e-5) for name in plain)
+
+
+def test_a_learning_rate_by_epoch_climbs_by_step_and_then_changes_between_epochs_only() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=12)
+    hold_within_epochs(scheduler, warmup_steps=2, steps_of_an_epoch=4)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0] + [0.8] * 4 + [0.4] * 4)
+
+
+def test_what_the_data_lacks_for_full_batches_is_told(
+    data: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (data / "train.jsonl").open("a") as file:
+        file.write('{"text": "alone", "label": "alone"}\n')
+    fit(data, tiny_model, epochs=1, batch_size=64)
+    assert "1 records are alone in their label, and left out" in caplog.text
+    assert "the data has 10 labels, and a batch wants 32" in caplog.text
+
+
+def test_memory_that_runs_out_is_one_line_with_the_advice_that_applies(data: Path, tiny_model: Path) -> None:
+    def run_out(progress: trainer.Progress) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(
+        CognateError, match="out of memory; try a batch_size below 8 .*precision=bf16"
+    ) as told:
+        fit(data, tiny_model, gradient_checkpointing=True, on_progress=run_out)
+    assert "gradient_checkpointing" not in str(told.value)
+
+
+COMPILED = """
+import sys, trainer
+from cognate.errors import CognateError
+model, data, out = sys.argv[1:]
+try:
+    trainer.fit(model, data, out=out, compile=True, epochs=1, batch_size=8, records_per_label=2)
+except CognateError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compile_is_refused_in_one_line(data: Path, tiny_model: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", COMPILED, tiny_model, data / "train.jsonl", data / "out"],
+        env={**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(data / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "compile needs a C++ compiler" in finished.stdout
+    assert not (data / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_comes_to_the_same_weights(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    options = {"epochs": 1, "queries": None, "index": None}
+    plain = weights(fit(data, tiny_model, out=tmp_path / "plain", **options).checkpoint)
+    compiled = weights(fit(data, tiny_model, out=tmp_path / "compiled", compile=True, **options).checkpoint)
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-3) for name in plain)
+
+
+@pytest.mark.gpu
+def test_fp16_trains_on_a_gpu(data: Path, tiny_model: Path) -> None:
+    before = weights(tiny_model)
+    after = weights(fit(data, tiny_model, precision="fp16").checkpoint)
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)

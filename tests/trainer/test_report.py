@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import trainer
 from cognate.artifact import sha256_file
@@ -106,6 +108,23 @@ def test_a_run_without_evaluation_has_a_report_and_one_that_did_not_finish_has_n
         trainer.fit(str(tiny_model), data / "train.jsonl", run="failed", **{**kept, "loss": "NoLoss"})
     with pytest.raises(CognateError, match="has no report: it is failed"):
         rewrite_report(trainer.get_run("failed", tmp_path / "runs"))
+
+
+def test_a_run_of_before_cosines_were_kept_has_a_report_without_them_and_a_damaged_one_says_what(
+    run: trainer.RunFolder,
+) -> None:
+    for epoch in (0, 2):
+        path = run.evaluation_file(epoch)
+        with safe_open(path, framework="numpy") as file:
+            kept = {name: file.get_tensor(name) for name in set(file.keys()) - {"positives", "negatives"}}
+            metadata = file.metadata()
+        save_file(kept, path, metadata=metadata)
+    page = rewrite_report(run).read_text()
+    assert "kept no cosines" in page
+    assert Page(page).tags.count("svg") == 2
+    run.evaluation_file(2).write_bytes(b"damaged")
+    with pytest.raises(CognateError, match="epoch-2.safetensors cannot be read"):
+        rewrite_report(run)
 
 
 def test_similarities_are_of_every_positive_but_the_query_itself(run: trainer.RunFolder) -> None:

@@ -1,0 +1,64 @@
+"""The memory that training may take, how much it took, and what to do where it is not enough."""
+
+import resource
+from pathlib import Path
+
+import psutil
+import torch
+
+from trainer.options import TrainingOptions
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes that this process may still take: of the machine, and of its control group (version 2, or 1)."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+        except (OSError, ValueError):  # "max" is no number: there is no limit.
+            continue
+        free = min(free, max(0, left))
+    return free
+
+
+def reset_peak() -> None:
+    """Forget the most bytes that were held so far, where Linux lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak() -> int:
+    """The most bytes this process held at a time, since the peak was reset where that can be done."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not get memory, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(settings: TrainingOptions, device: torch.device) -> str:
+    """Say that the memory is not enough, with the advice that applies."""
+    where = "the GPU" if device.type == "cuda" else "the machine"
+    smaller = [] if settings.batch_size == "auto" else [f"a batch_size below {settings.batch_size} (or auto)"]
+    unused = {
+        "gradient_checkpointing=true": not settings.gradient_checkpointing,
+        "precision=bf16": settings.precision == "fp32",
+        "max_length=64, or what your texts need": settings.max_length is None,
+        "lora=8": not settings.lora and settings.freeze == "none",
+    }
+    return (
+        f"{where} is out of memory; try {', '.join(smaller + [o for o, free in unused.items() if free])}"
+        + (", or a smaller model")
+    )
