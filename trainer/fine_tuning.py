@@ -262,7 +262,9 @@ class _Fitting:
     def _train(self, **session: Any) -> int:
         settings, model = self.job.options, self.encoder.model
         shape(model, settings)
-        average = WeightAverage(model, pretrained_weight=settings.pretrained_weight, ema=settings.ema)
+        average = WeightAverage(
+            model, pretrained_weight=settings.pretrained_weight, last=settings.average_last
+        )
         return train(model, self.data, settings, Session(average=average, **session))
 
     def _publish(self, started: float) -> None:
