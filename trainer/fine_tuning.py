@@ -289,7 +289,9 @@ class _Fitting:
             size = known or find_batch_size(model, self.data, settings)
             settings = settings.model_copy(update={"batch_size": size})
             self.job = self.job.model_copy(update={"options": settings})
-        average = WeightAverage(model, pretrained_weight=settings.pretrained_weight, ema=settings.ema)
+        average = WeightAverage(
+            model, pretrained_weight=settings.pretrained_weight, last=settings.average_last
+        )
         return train(model, self.data, settings, Session(average=average, **session))
 
     def _warn_of_labels(self) -> None:

@@ -63,8 +63,9 @@ class TrainingOptions(pydantic.BaseModel):
             in an index of all records, and share the batches of the next.
         negative_margin: By which share of the positives' cosine a record of another label must be less
             similar for that; what is nearer is left alone, since it may mean the same.
-        ema: How much of their moving average the weights keep at each step, such as 0.999; the average is
-            what is evaluated and kept. 0: there is none.
+        average_last: The share of the steps, the last ones, over which the weights are averaged; the mean is
+            what is evaluated and kept. 0: the weights of the last step. Source: Izmailov et al., "Averaging
+            weights leads to wider optima and better generalization", 2018.
         lora: Rank of low-rank weights that are trained in place of the linear layers', and merged into them
             at the end; 0: all weights are trained. Source: Hu et al., "LoRA", 2021.
         lora_alpha: By how much they count, over their rank. None: twice the rank.
@@ -126,7 +127,7 @@ class TrainingOptions(pydantic.BaseModel):
     memory: int = pydantic.Field(0, ge=0)
     mine_negatives: bool = False
     negative_margin: float = pydantic.Field(0.05, ge=0, lt=1)
-    ema: float = pydantic.Field(0.0, ge=0, lt=1)
+    average_last: float = pydantic.Field(0.0, ge=0, le=1)
     lora: int = pydantic.Field(0, ge=0)
     lora_alpha: int | None = pydantic.Field(None, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -584,7 +584,7 @@ class _Watcher(TrainerCallback):
     ) -> None:
         self.in_epoch += 1
         self.batches += 1
-        self.session.average.update()
+        self.session.average.update(state.global_step, state.max_steps)
         ends_epoch = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
         # Where an epoch has more batches than the first, the loop could not find its way back to the last.
         savable = self.in_epoch < math.ceil(state.max_steps / args.num_train_epochs)

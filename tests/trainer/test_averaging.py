@@ -1,4 +1,4 @@
-"""Averaging with the weights before training."""
+"""Averaging over the last steps, and with the weights before training."""
 
 import pytest
 import torch
@@ -40,15 +40,19 @@ def test_no_share_changes_nothing() -> None:
     assert layer.bias.tolist() == [3.0]
 
 
-def test_the_moving_average_follows_the_steps_and_is_taken_up_again() -> None:
+def test_the_mean_is_of_the_last_steps_and_is_taken_up_again() -> None:
     layer = made(1.0)
-    average = WeightAverage(layer, ema=0.5)
-    for value in (2.0, 4.0):
+    average = WeightAverage(layer, last=0.5)
+    for step, value in enumerate((9.0, 8.0, 2.0, 4.0, 6.0), 1):
         set_all(layer, value)
-        average.update()
-    with average.applied():
-        assert layer.bias.tolist() == pytest.approx([2.75])
-    assert layer.bias.tolist() == [4.0]
-    again = WeightAverage(made(0.0), ema=0.5)
+        average.update(step, 6)
+        with average.applied():
+            assert layer.bias.tolist() == pytest.approx([{4: 4.0, 5: 5.0}.get(step, value)])
+    other = made(0.0)
+    again = WeightAverage(other, last=0.5)
     again.load_state_dict(average.state_dict())
-    assert again.state_dict()["bias"].tolist() == pytest.approx([2.75])
+    for each, follows in ((layer, average), (other, again)):
+        set_all(each, 11.0)
+        follows.update(6, 6)
+        follows.apply()
+        assert each.bias.tolist() == pytest.approx([7.0])

@@ -44,7 +44,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         {"optimizer": "rmsprop", "scheduler": "cosine_with_restarts", "scheduler_options": {"num_cycles": 2}},
         {"scheduler": "polynomial", "scheduler_options": {"power": 2.0}, "warmup_steps": 1},
         {"scheduler": "constant", "max_gradient_norm": 0, "layer_decay": 0.5},
-        {"gradient_accumulation": 2, "ema": 0.9, "memory": 16},
+        {"gradient_accumulation": 2, "average_last": 0.9, "memory": 16},
         {
             "loss": "ProxyAnchorLoss",
             "loss_options": {},
@@ -202,7 +202,8 @@ def test_the_monitor_waits_for_what_is_better() -> None:
 
 
 def test_a_run_with_averages_memory_and_best_epoch_goes_on_to_the_same(data: Path, tiny_model: Path) -> None:
-    options = {"ema": 0.9, "memory": 16, "keep_best": True, "checkpoint_steps": 1, "gradient_accumulation": 2}
+    options = {"average_last": 0.5, "memory": 16, "keep_best": True, "checkpoint_steps": 1}
+    options |= {"gradient_accumulation": 2}
     options |= {"runs_dir": data / "runs", "out": None, "epochs": 3, "scheduler": "cosine", "output_dim": 8}
     whole = fit(data, tiny_model, run="whole", **options)
 
