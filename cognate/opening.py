@@ -12,6 +12,7 @@ from cognate.updates import IndexUpdates
 from cognate.updates import open_index as open_folder
 
 if TYPE_CHECKING:
+    from cognate.milvus.index import MilvusIndex
     from cognate.milvus.updates import MilvusUpdates
 
 
@@ -36,12 +37,8 @@ def open_index(
     place = index_location(location)
     if not isinstance(place, MilvusLocation):
         return open_folder(place, fingerprint=fingerprint, device=device)
-    require_milvus()
-    from cognate.milvus.index import MilvusIndex
-
-    return MilvusIndex(
-        place, fingerprint=fingerprint, options=milvus or MilvusOptions.from_environment(os.environ)
-    )
+    options = milvus or MilvusOptions.from_environment(os.environ)
+    return open_milvus(place, fingerprint=fingerprint, milvus=options)[0]
 
 
 def open_updates(
@@ -63,12 +60,43 @@ def open_updates(
     place = index_location(location)
     if not isinstance(place, MilvusLocation):
         return IndexUpdates(place, fingerprint=fingerprint, device="cpu")
+    options = milvus or MilvusOptions.from_environment(os.environ)
+    return open_milvus(place, fingerprint=fingerprint, milvus=options)[1]
+
+
+def open_milvus(
+    location: MilvusLocation, *, fingerprint: str | None, milvus: MilvusOptions
+) -> "tuple[MilvusIndex, MilvusUpdates]":
+    """Open an index in Milvus, and what updates it.
+
+    Raises:
+        CognateError: As ``MilvusIndex``, or pymilvus is not installed.
+    """
     require_milvus()
     from cognate.milvus.index import MilvusIndex
     from cognate.milvus.updates import MilvusUpdates
 
-    options = milvus or MilvusOptions.from_environment(os.environ)
-    return MilvusUpdates(MilvusIndex(place, fingerprint=fingerprint, options=options))
+    index = MilvusIndex(location, fingerprint=fingerprint, options=milvus)
+    return index, MilvusUpdates(index)
+
+
+def stands_for(location: MilvusLocation, index: Searchable) -> bool:
+    """Whether an open index is what a location in Milvus stands for now; its records are counted again then.
+
+    Raises:
+        CognateError: Milvus does not answer.
+    """
+    if not isinstance(index.location, MilvusLocation) or not location.is_beside(index.location):
+        return False
+    from cognate.milvus.index import MilvusIndex
+
+    if not isinstance(index, MilvusIndex):
+        return False
+    target = index.connection.target_of(location.collection) or location.collection
+    if target != index.collection:
+        return False
+    index.refresh()
+    return True
 
 
 def require_milvus() -> None:

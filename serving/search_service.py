@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.bundle import BundleManifest
-from cognate.index import Index
 from cognate.narrowing import MAX_EXCLUDED, Narrowing, narrowed_rows
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Record
+from cognate.searchable import Searchable
 from cognate.v1 import search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
@@ -22,10 +22,14 @@ from serving.filter_messages import read_filter
 from serving.indexes import IndexRegistry, Version
 from serving.queue import Caller
 from serving.refusal import bad_field, no_such_record
+from serving.remote_indexes import RemoteFailures
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
 from serving.streams import answer_chunks
 from serving.vectors import read_vector
+
+REMOTE_SEARCHES = 32
+"""Searches that wait for other machines at a time."""
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A larger answer is refused, and never held whole: the records of an index may be of any size."""
@@ -45,6 +49,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self,
         encoder: SharedEncoder,
         indexes: IndexRegistry,
+        failures: RemoteFailures,
         *,
         model: BundleManifest,
         settings: Settings,
@@ -54,6 +59,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         Args:
             encoder: Encodes text queries.
             indexes: Of the encoder's model.
+            failures: Of those indexes that other machines keep.
             model: The encoder's.
             settings: The server's.
         """
@@ -63,10 +69,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self._dimension = model.dimension
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cores(), "search")
+        # These wait for another machine, and keep no core busy.
+        self._waiting = ThreadPoolExecutor(REMOTE_SEARCHES, "search-remote")
+        self._failures = failures
 
     def close(self) -> None:
         """Wait for the searches that are running, and end the threads."""
         self._threads.shutdown(cancel_futures=True)
+        self._waiting.shutdown(cancel_futures=True)
 
     async def Search(  # noqa: N802
         self, request: search_pb2.SearchRequest, context: Any
@@ -98,6 +108,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SearchResponse:
         self._check(request)
         name, version = self._indexes.find(request.index)
+        # Before its texts are encoded for nothing.
+        self._failures.refuse_if_down(name)
         # One version for all of the answer: whatever is loaded meanwhile, this one stays open.
         with version:
             return await self._answer(name, version, request, context, caller, streamed=streamed)
@@ -134,7 +146,12 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         narrowing = _narrowing(request)
         encoded = await self._encode(texts, vectors, request, context, caller, streamed=streamed)
         started = time.monotonic()
-        results = await version.run(self._threads, _find, vectors, ids, request, narrowing)
+        if version.index.remote:
+            results = await version.run(
+                self._waiting, self._find_remote, name, vectors, ids, request, narrowing
+            )
+        else:
+            results = await version.run(self._threads, _find, vectors, ids, request, narrowing)
         response = search_pb2.SearchResponse(
             results=results,
             index=name,
@@ -147,6 +164,20 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             for position, usage in zip(texts, usages(encoded), strict=True):
                 response.results[position].usage.CopyFrom(usage)
         return response
+
+    def _find_remote(
+        self,
+        index: Searchable,
+        name: str,
+        vectors: NDArray[np.float32],
+        ids: Mapping[int, str],
+        request: search_pb2.SearchRequest,
+        narrowing: Narrowing,
+    ) -> list[search_pb2.QueryHits]:
+        # It may have failed for others while this call waited for a thread.
+        self._failures.refuse_if_down(name)
+        with self._failures.refusing(name):
+            return _find(index, vectors, ids, request, narrowing)
 
     async def _encode(
         self,
@@ -204,7 +235,7 @@ def _narrowing(request: search_pb2.SearchRequest) -> Narrowing:
 
 
 def _find(
-    index: Index,
+    index: Searchable,
     vectors: NDArray[np.float32],
     ids: Mapping[int, str],
     request: search_pb2.SearchRequest,
@@ -231,8 +262,13 @@ def _find(
     results = []
     size = 0
     for scores, rows in found:
-        records = index.records(rows.tolist())
-        result = _write_hits(records, scores.tolist(), request)
+        records = index.fetch(rows.tolist())
+        hits = [
+            (records[row], score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if row in records
+        ]
+        result = _write_hits(hits, request)
         size += result.ByteSize()
         if size > MAX_ANSWER_BYTES:
             raise bad_field(
@@ -242,14 +278,14 @@ def _find(
     return results
 
 
-def _put_vectors(index: Index, vectors: NDArray[np.float32], ids: Mapping[int, str]) -> list[int | None]:
+def _put_vectors(index: Searchable, vectors: NDArray[np.float32], ids: Mapping[int, str]) -> list[Any]:
     """Put the vectors of records into the rows of the queries that ask with them.
 
     Returns:
         The record's row in the index for each query, None for a query that is no record.
     """
     found = index.rows_of(set(ids.values()))
-    own: list[int | None] = [None] * len(vectors)
+    own: list[Any] = [None] * len(vectors)
     for position, identifier in ids.items():
         if identifier not in found:
             raise no_such_record(f"queries[{position}].id", identifier)
@@ -265,10 +301,10 @@ def _put_vectors(index: Index, vectors: NDArray[np.float32], ids: Mapping[int, s
 
 
 def _write_hits(
-    records: Sequence[Record], scores: Sequence[float], request: search_pb2.SearchRequest
+    hits: Sequence[tuple[Record, float]], request: search_pb2.SearchRequest
 ) -> search_pb2.QueryHits:
     result = search_pb2.QueryHits()
-    for record, score in zip(records, scores, strict=True):
+    for record, score in hits:
         hit = result.hits.add(
             id=record.id,
             score=score,

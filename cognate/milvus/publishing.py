@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cognate.artifact import installed_versions
 from cognate.bundle import Bundle
-from cognate.errors import ArtifactError, CognateError
+from cognate.errors import ArtifactError, CognateError, UnsupportedError
 from cognate.index import IndexManifest
 from cognate.index_kinds import FLAT_BYTES, Layout
 from cognate.milvus.connection import MilvusConnection
@@ -73,7 +73,7 @@ def check_record(record: Record) -> Record:
     """Refuse a record that Milvus has no room for.
 
     Raises:
-        CognateError: It is so.
+        UnsupportedError: It is so.
     """
     sizes = (
         ("text", record.text, MAX_TEXT_BYTES),
@@ -81,9 +81,10 @@ def check_record(record: Record) -> Record:
     )
     for what, value, most in sizes:
         if len(value) > most // 4 and (size := len(value.encode())) > most:
-            raise CognateError(
-                f"the record {record.id or record.text[:40]!r} has {what} of {size} bytes, and Milvus takes "
-                f"up to {most}; shorten it, or build an index in a folder"
+            raise UnsupportedError(
+                "records",
+                f"have {what} of {size} bytes ({record.id or record.text[:40]!r}), and Milvus takes "
+                f"up to {most}; shorten it, or build an index in a folder",
             )
     return record
 
