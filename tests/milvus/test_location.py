@@ -1,5 +1,7 @@
 """Where an index in Milvus is, as users write it."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,13 +53,10 @@ def test_a_password_in_a_location_is_refused_and_not_shown() -> None:
     assert "hunter2" not in str(refused.value)
 
 
-@given(st.text(max_size=40))
-def test_any_text_is_a_location_or_one_sentence(text: str) -> None:
-    try:
+@given(st.text(st.sampled_from("milvus+t:/@._-[]0123abAB db"), max_size=30))
+def test_what_is_read_is_written_the_same(text: str) -> None:
+    with contextlib.suppress(CognateError):
         location = index_location(f"milvus{text}")
-    except CognateError as why:
-        assert "\n" not in str(why)
-    else:
         assert index_location(str(location)) == location
 
 
