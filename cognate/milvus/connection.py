@@ -60,7 +60,7 @@ class MilvusConnection:
         self.location = location
         self.options = options
         address = _lite_address(location) if location.is_file else location.server
-        self._channel = _channel(address, options.timeout, tls=location.tls)
+        self._channel = _channel(address, tls=location.tls)
         with self.told():
             if not location.is_file:
                 _probe(address, options.timeout)
@@ -98,7 +98,8 @@ class MilvusConnection:
 
     def _sentence(self, error: BaseException) -> CognateError:
         causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__) is not None:
+        # pymilvus raises errors from themselves.
+        while (cause := causes[-1].__cause__) is not None and cause not in causes:
             causes.append(cause)
         where = f"Milvus at {self.location.server}"
         for one in causes:
@@ -177,14 +178,13 @@ QUERY_IDS = 512
 """Records that are asked for at a time: a message has a limit, and a text may have 64 KiB."""
 
 
-def _channel(address: str, timeout: float, *, tls: bool) -> grpc.Channel:
+def _channel(address: str, *, tls: bool) -> grpc.Channel:
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         # Milvus that was down is found again soon after it is up.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.min_reconnect_backoff_ms", max(200, int(1000 * timeout))),
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
     ]
