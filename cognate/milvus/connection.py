@@ -16,6 +16,9 @@ from cognate.milvus.location import TOKEN_VARIABLE, MilvusLocation, MilvusOption
 NOT_FOUND = 100
 """Milvus's code for a collection that is not there."""
 
+NOT_LOADED = 101
+"""Milvus's code for a collection that it does not search in yet, as milvus-lite after a restart."""
+
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -114,6 +117,8 @@ class MilvusConnection:
                     f"{where} does not answer ({_short(one)}); see whether it runs, and try again"
                 )
         if isinstance(error, pymilvus.exceptions.MilvusException):
+            if error.code == NOT_LOADED:
+                return UnavailableError(f"{where} has not loaded {self.location} yet; try again")
             if error.code == NOT_FOUND:
                 return ArtifactError(
                     f"{where} has no collection for {self.location}: {_short(error.message)}"

@@ -78,8 +78,6 @@ class MilvusIndex:
                     f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
                     "give the bundle that it was built with, or build it again"
                 )
-            with self.connection.told():
-                self.connection.client.load_collection(self.collection, timeout=options.timeout)
             self.count = 0
             self.refresh()
         except BaseException:
@@ -111,7 +109,10 @@ class MilvusIndex:
         return True
 
     def refresh(self) -> None:
-        """Count its records again."""
+        """Have Milvus load it, where it was restarted or let go of it, and count its records again."""
+        with self.connection.told():
+            timeout = self.connection.options.timeout
+            self.connection.client.load_collection(self.collection, timeout=timeout)
         self.count = self.connection.count(self.collection, self.connection.options.consistency)
 
     def search(

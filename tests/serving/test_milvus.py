@@ -191,7 +191,7 @@ def test_a_milvus_that_goes_down_is_unavailable_at_once_and_found_again(
     vectors = encoder.encode([record.text for record in RECORDS])
     publish_records(milvus.location, encoder.bundle, RECORDS, vectors, note=tmp_path / "note")
     # A deadline that a call would run into, if it waited for it.
-    running = serve(indexes={"faq": milvus.location}, milvus_timeout=600, updates=True)
+    running = serve(indexes={"faq": milvus.location}, milvus_timeout=600, updates=True, watch_seconds=0.2)
     assert running.stubs.search(request(), timeout=60).results[0].hits
     milvus.kill()
     for _ in range(3):
