@@ -4,6 +4,8 @@ import json
 
 from cognate.filters import LABEL, And, Exists, Filter, In, Not, Or, Path, Prefix, Range, Value
 
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+
 
 def to_expression(filter: Filter) -> str:  # noqa: A002
     """Write a filter as an expression.
@@ -73,5 +75,7 @@ def _field(path: Path) -> str:
 
 
 def _literal(value: Value) -> str:
-    # Quotes, backslashes and control characters of strings are escaped, so that none ends the literal.
-    return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # What would end the literal, or may not be in one; of JSON's other escapes milvus-lite knows none.
+    return '"' + value.translate(_ESCAPES) + '"'
