@@ -31,3 +31,20 @@ class ModelError(CognateError):
 
 class FingerprintError(CognateError):
     """An index whose vectors are of another model than the bundle's."""
+
+
+class UnsupportedError(CognateError):
+    """What the backend of an index cannot do.
+
+    Attributes:
+        field: Of a search request, that asks for it.
+    """
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field} {description}")
+        self.field = field
+        self.description = description
+
+
+class UnavailableError(CognateError):
+    """The backend of an index does not answer; it may again, later."""

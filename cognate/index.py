@@ -35,9 +35,10 @@ from cognate.index_kinds import (
 )
 from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.matching import Matching
-from cognate.narrowing import Narrowing, narrowed_rows
+from cognate.narrowing import Narrowing, narrowed_hits
 from cognate.processors import available_cores
-from cognate.records import Accuracy, Attributes, Hit, Record
+from cognate.records import Accuracy, Hit, Record
+from cognate.searchable import check_search
 
 VECTORS = "index.faiss"
 APPROXIMATE = "approximate.faiss"
@@ -53,8 +54,6 @@ SPLIT_BYTES = 256 * 1024 * 1024
 core."""
 
 Device = Literal["auto", "cpu", "cuda"]
-Columns = tuple[str, str, str | None, Attributes | None]
-"""Of a record: its id, text, label and attributes."""
 
 _decode = json.JSONDecoder().raw_decode
 """Reads what json.dumps wrote, in half of the time of json.loads, which looks for spaces around it."""
@@ -378,6 +377,16 @@ class Index:
             self._connections.get().close()
 
     @property
+    def location(self) -> Path:
+        """Its folder."""
+        return self.folder
+
+    @property
+    def remote(self) -> bool:
+        """False: a search keeps this machine busy."""
+        return False
+
+    @property
     def version(self) -> str:
         """What tells it from any other index: the first 12 digits of the sha256 of its manifest."""
         return self._version
@@ -419,19 +428,9 @@ class Index:
             CognateError: top_k is less than 1, there is no such accuracy, the vectors have another
                 dimension or are not finite, or the filter is over a limit.
         """
-        found = narrowed_rows(
+        return narrowed_hits(
             self, vectors, top_k, narrowing or Narrowing(), accuracy=accuracy, min_score=min_score
         )
-        wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
-        found_columns = self._fetch({row for hits in wanted for _, row in hits})
-        return [
-            [
-                Hit(identifier, score, text, label, attributes)
-                for score, row in hits
-                for identifier, text, label, attributes in (found_columns[row],)
-            ]
-            for hits in wanted
-        ]
 
     def search_rows(
         self,
@@ -458,18 +457,7 @@ class Index:
         Raises:
             CognateError: As ``search``.
         """
-        if top_k < 1:
-            raise CognateError(f"top_k is {top_k}; it must be at least 1")
-        if accuracy not in get_args(Accuracy):
-            raise CognateError(
-                f"there is no accuracy {accuracy!r}; choose one of {', '.join(get_args(Accuracy))}"
-            )
-        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
-            raise CognateError(
-                f"the query vectors have shape {vectors.shape}; the index needs (queries, {self.dimension})"
-            )
-        if not np.isfinite(vectors).all():
-            raise CognateError("a query vector has a component that is not finite")
+        check_search(vectors, top_k, accuracy, self.dimension)
         self._check_open()
         k = min(top_k, self.count if matching is None else matching.count)
         if not len(vectors) or not k:
@@ -562,14 +550,17 @@ class Index:
         """The rows of all its records: int64, ascending."""
         return np.arange(self.count)
 
+    def sample_rows(self, count: int) -> list[int]:
+        """Rows of some of its records, spread evenly over it, or of all where it holds fewer."""
+        all_rows = self.all_rows()
+        spread = np.linspace(0, len(all_rows) - 1, min(count, len(all_rows))).astype(np.int64)
+        rows: list[int] = all_rows[np.unique(spread)].tolist()
+        return rows
+
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Fetch records by row, in the order asked for."""
-        found = self._fetch(set(rows))
-        return [
-            Record(text, label, identifier, attributes)
-            for row in rows
-            for identifier, text, label, attributes in (found[row],)
-        ]
+        found = self.fetch(set(rows))
+        return [found[row] for row in rows]
 
     def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
         """The labels of records by row; None where one has none."""
@@ -599,10 +590,11 @@ class Index:
         with _taken(self._connections) as connection:
             yield connection
 
-    def _fetch(self, rows: Iterable[int]) -> dict[int, Columns]:
+    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+        """Records by row."""
         columns = "SELECT row, id, text, label, attributes FROM records WHERE row"
         return {
-            row: (identifier, text, label, None if attributes is None else _decode(attributes)[0])
+            row: Record(text, label, identifier, None if attributes is None else _decode(attributes)[0])
             for row, identifier, text, label, attributes in self._lookup(columns, sorted(rows))
         }
 

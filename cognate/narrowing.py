@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cognate.filters import Filter
-from cognate.records import Accuracy
-
-if TYPE_CHECKING:
-    from cognate.index import Index
+from cognate.records import Accuracy, Hit
+from cognate.searchable import Searchable
 
 MAX_EXCLUDED = 1000
 """Ids that a search may leave out."""
@@ -46,15 +44,15 @@ _NOTHING = Narrowing()
 
 
 def narrowed_rows(
-    index: "Index",
+    index: Searchable,
     vectors: NDArray[np.float32],
     top_k: int,
     narrowing: Narrowing,
     *,
     accuracy: Accuracy = "balanced",
     min_score: float | None = None,
-    own_rows: Sequence[Sequence[int]] = (),
-) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    own_rows: Sequence[Sequence[Any]] = (),
+) -> list[tuple[NDArray[np.float32], NDArray[Any]]]:
     """Find the rows nearest to each vector, of those that are asked for.
 
     Args:
@@ -67,7 +65,7 @@ def narrowed_rows(
         own_rows: For each query the rows that are left out of its hits; none at all for none.
 
     Returns:
-        Cosines, float32, and rows, int64, of each query, best first.
+        Cosines, float32, and rows of each query, best first.
 
     Raises:
         CognateError: As ``Index.search``.
@@ -77,7 +75,7 @@ def narrowed_rows(
     matching = None if narrowing.filter is None else index.matching(narrowing.filter)
     excluded = list(index.rows_of(narrowing.exclude_ids).values())
     left_out = [[*excluded, *own] for own in own_rows or [()] * len(vectors)]
-    labels: dict[int, str | None] = {}
+    labels: dict[Any, str | None] = {}
     first = narrowing.offset or 0
     wanted = first + top_k
     bound = depth = wanted + max(map(len, left_out), default=0)
@@ -88,10 +86,11 @@ def narrowed_rows(
         scores, rows = index.search_rows(
             vectors, depth, accuracy=accuracy, matching=matching, stable=narrowing.offset is not None
         )
-        everything = rows.shape[1] < depth or depth >= bound
+        everything = True
         found = []
         complete = True
         for some_scores, some_rows, without in zip(scores, rows, left_out, strict=True):
+            everything &= len(some_rows) < depth or depth >= bound
             keep = np.ones(len(some_rows), np.bool_)
             if without:
                 keep &= ~np.isin(some_rows, without)
@@ -108,6 +107,29 @@ def narrowed_rows(
         if complete or everything:
             return found
         depth = min(bound, depth * FIRST_DEPTH)
+
+
+def narrowed_hits(
+    index: Searchable,
+    vectors: NDArray[np.float32],
+    top_k: int,
+    narrowing: Narrowing,
+    *,
+    accuracy: Accuracy,
+    min_score: float | None,
+) -> list[list[Hit]]:
+    """As ``narrowed_rows``, with the records."""
+    found = narrowed_rows(index, vectors, top_k, narrowing, accuracy=accuracy, min_score=min_score)
+    wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
+    records = index.fetch({row for hits in wanted for _, row in hits})
+    return [
+        [
+            Hit(record.id or "", score, record.text, record.label, record.attributes)
+            for score, row in hits
+            if (record := records.get(row)) is not None
+        ]
+        for hits in wanted
+    ]
 
 
 def _firsts(labels: Sequence[str | None]) -> list[bool]:

@@ -31,7 +31,7 @@ from cognate.artifact import publishing, sync_path
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, to_sql
-from cognate.index import Columns, Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
+from cognate.index import Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
@@ -393,13 +393,12 @@ class UpdatedIndex(Index):
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
         return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
 
-    def _fetch(self, rows: Iterable[int]) -> dict[int, Columns]:
+    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+        """Records by row."""
         wanted = set(rows)
         in_base = {row for row in wanted if row < self.manifest.count}
-        found = super()._fetch(in_base)
-        for row in wanted - in_base:
-            record = self._written[row - self.manifest.count]
-            found[row] = (record.id or "", record.text, record.label, record.attributes)
+        found = super().fetch(in_base)
+        found.update((row, self._written[row - self.manifest.count]) for row in wanted - in_base)
         return found
 
 
@@ -506,6 +505,16 @@ class IndexUpdates:
         except BaseException:
             self._lock.close()
             raise
+
+    @property
+    def revision(self) -> int:
+        """How many batches are in the index."""
+        return self.index.state.revision
+
+    @property
+    def changed(self) -> int:
+        """How many rows were written or hidden since the index was compacted."""
+        return self.index.changed
 
     def close(self) -> None:
         """Let others update the index. The index itself stays open."""
@@ -653,25 +662,35 @@ class IndexUpdates:
                 f"the vectors are of another bundle (fingerprint {fingerprint[:12]}) than those of "
                 f"{self.folder} ({manifest.model}, {manifest.fingerprint[:12]}); encode with that one"
             )
-        if vectors.shape != (len(records), manifest.dimension):
-            raise CognateError(
-                f"the vectors have shape {vectors.shape}; {len(records)} records of this index need "
-                f"({len(records)}, {manifest.dimension})"
-            )
-        for number, record in enumerate(records):
-            if not record.id:
-                raise CognateError(f"record {number} has no id; what is written to an index needs one")
-            if len(record.id.encode()) > MAX_ID_BYTES:
-                raise CognateError(f"record {number} has an id of over {MAX_ID_BYTES} bytes; shorten it")
-            attributes_text(record, f"record {number}")
-        if not np.isfinite(vectors).all():
-            raise CognateError("a vector has a component that is not finite")
+        check_batch(records, vectors, manifest.dimension)
 
     def _remove_all_but(self, base: str) -> None:
         """Remove indexes that are no longer, or never were, the base; who has one open can still read it."""
         for folder in self._updates.iterdir():
             if folder.is_dir() and folder.name != base and folder.name.startswith(("base-", ".base-")):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_batch(records: Sequence[Record], vectors: NDArray[np.float32], dimension: int) -> None:
+    """Refuse records that cannot be written to an index of a dimension.
+
+    Raises:
+        CognateError: A record has no id or one that is too long, or a vector is not of the dimension or not
+            finite.
+    """
+    if vectors.shape != (len(records), dimension):
+        raise CognateError(
+            f"the vectors have shape {vectors.shape}; {len(records)} records of this index need "
+            f"({len(records)}, {dimension})"
+        )
+    for number, record in enumerate(records):
+        if not record.id:
+            raise CognateError(f"record {number} has no id; what is written to an index needs one")
+        if len(record.id.encode()) > MAX_ID_BYTES:
+            raise CognateError(f"record {number} has an id of over {MAX_ID_BYTES} bytes; shorten it")
+        attributes_text(record, f"record {number}")
+    if not np.isfinite(vectors).all():
+        raise CognateError("a vector has a component that is not finite")
 
 
 def _check_root(folder: Path, version: str, state: State) -> None:

@@ -26,8 +26,11 @@ from cognate.encoder import Device, Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
+from cognate.milvus.location import MilvusLocation
 from cognate.records import Record, Rejects
+from cognate.searchable import index_location
 from cognate.updates import open_index
+from indexer.milvus_job import MilvusJob
 from indexer.sources import Source, index_records, open_source
 from indexer.work_folder import Chunk, WorkFolder, discard
 
@@ -68,7 +71,7 @@ def work_folder_of(destination: Path) -> Path:
 def build(
     source: str | Path | Sequence[str | Path] | Source,
     bundle: str | Path,
-    destination: str | Path,
+    destination: str | Path | MilvusLocation,
     *,
     layout: Layout = Layout("auto"),  # noqa: B008, for it is frozen
     device: Device = "auto",
@@ -90,7 +93,8 @@ def build(
         source: What ``indexer.open_source`` takes: a record file of any size, several, patterns, folders of
             Parquet files, URLs, an index, ``-``; or a source, such as ``indexer.sql_source`` gives.
         bundle: The bundle to encode with.
-        destination: The index's folder.
+        destination: The index's folder, or its alias in Milvus, which is switched to the new collection at
+            the end; how to talk to Milvus, the environment says (``MilvusOptions.from_environment``).
         layout: What kind of index; by default chosen by its size.
         device: Where to encode.
         force: Whether an index that is there is replaced.
@@ -112,12 +116,17 @@ def build(
             an interrupted job of other input or settings. The destination is as it was then; what was done
             is kept in the work folder.
     """
-    destination = Path(destination)
+    place = index_location(destination)
     tally = tally if tally is not None else Tally()
-    check_destination(destination, IndexManifest.KIND, force=force)
+    layout = layout or Layout()
+    milvus = MilvusJob(place, layout, force) if isinstance(place, MilvusLocation) else None
+    destination = place.local_path if isinstance(place, MilvusLocation) else place
+    if milvus:
+        milvus.check()
+    else:
+        check_destination(destination, IndexManifest.KIND, force=force)
     records = source if isinstance(source, Source) else open_source(source)
     encoder = Encoder(bundle, device=device, bulk=True)
-    layout = layout or Layout()
     layout.check(encoder.dimension)
     folder = work_folder_of(destination)
     with ExitStack() as stack, _disk_errors_told(destination):
@@ -129,6 +138,7 @@ def build(
             "records in a chunk": str(CHUNK),
             "on_duplicate": on_duplicate,
             "index to reuse": "none" if old is None else old.version,
+            **({"place in Milvus": str(place)} if milvus else {}),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
         if restart:
@@ -143,10 +153,13 @@ def build(
                 work.add_old_texts(record.text for record in index_records(old))
             job = _Job(encoder, work, records, old, on_duplicate == "last", tally, on_progress)
             with closing(records.read(rejects)) as stream:
-                job.run(stream)
+                job.run(milvus.checked(stream) if milvus else stream)
             if not work.count:
                 raise CognateError(f"{records.name} has no good record, so no index was made")
-            manifest = _publish(work, encoder, destination, layout, force=force)
+            if milvus:
+                manifest = milvus.publish(work, encoder)
+            else:
+                manifest = _publish(work, encoder, destination, layout, force=force)
         shutil.rmtree(folder, ignore_errors=True)
     tally.kept = 0
     return manifest

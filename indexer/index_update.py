@@ -7,8 +7,10 @@ from pathlib import Path
 
 from cognate.encoder import Device, Encoder
 from cognate.errors import CognateError, RecordError
+from cognate.milvus.location import MilvusLocation
+from cognate.opening import open_updates
 from cognate.records import MAX_ID_BYTES, Rejects, read_numbered_records
-from cognate.updates import Applied, IndexUpdates
+from cognate.updates import Applied
 
 CHUNK = 4096
 """Records that are in memory at a time, with their vectors, and that are written wholly or not at all."""
@@ -38,7 +40,7 @@ class Updated:
 
 
 def update(
-    index: str | Path,
+    index: str | Path | MilvusLocation,
     bundle: str | Path,
     *,
     upserts: str | Path | None = None,
@@ -52,7 +54,7 @@ def update(
     What was done before an error stands; doing all of it again does no harm.
 
     Args:
-        index: The index's folder; the updates are kept beside it.
+        index: The index's folder, beside which the updates are kept, or its location in Milvus.
         bundle: The one that it was built with.
         upserts: A record file, or ``-`` for JSON Lines on standard input; each record has an id.
         deletes: A file with an id on each line.
@@ -67,9 +69,9 @@ def update(
     if upserts is None and deletes is None:
         raise CognateError("there is nothing to do; give records to upsert, ids to delete, or both")
     encoder = Encoder(bundle, device=device, bulk=True)
-    updates = IndexUpdates(index, fingerprint=encoder.fingerprint, device="cpu")
+    updates = open_updates(index, fingerprint=encoder.fingerprint)
     try:
-        batches = [Applied(0, 0, 0, 0, updates.index.state.revision)]
+        batches = [Applied(0, 0, 0, 0, updates.revision)]
         if deletes is not None:
             ids = read_ids(deletes)
             while some := list(itertools.islice(ids, CHUNK)):
@@ -86,7 +88,7 @@ def update(
             superseded=sum(batch.superseded for batch in batches),
             revision=batches[-1].revision,
             count=updates.index.count,
-            changed=updates.index.changed,
+            changed=updates.changed,
         )
     finally:
         updates.close()

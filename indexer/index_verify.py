@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cognate.encoder import Device, Encoder
-from cognate.updates import open_index
+from cognate.opening import open_index
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def verify(
     """Check every file of an index, and encode samples of its records again.
 
     Args:
-        index: The index's folder.
+        index: The index's folder, or its location in Milvus.
         bundle: The bundle that it was built with.
         samples: How many records, spread evenly over the index; all, where it has fewer.
         device: Where to encode.
@@ -44,12 +44,11 @@ def verify(
     """
     encoder = Encoder(bundle, device=device, bulk=True)
     with closing(open_index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
-        all_rows = opened.all_rows()
-        spread = np.linspace(0, len(all_rows) - 1, min(samples, len(all_rows))).astype(np.int64)
-        rows = all_rows[np.unique(spread)].tolist()
+        rows = opened.sample_rows(samples)
         if not rows:
             return Verified(0, 1.0, 1.0, None)
-        records = opened.records(rows)
+        found = opened.fetch(rows)
+        records = [found[row] for row in rows]
         again = encoder.encode([record.text for record in records])
         cosines = (opened.vectors(rows) * again).sum(axis=1)
         worst = int(np.argmin(cosines))

@@ -3,23 +3,29 @@
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cognate import wire
 from cognate.bundle import BundleManifest
 from cognate.errors import ArtifactError, CognateError
+from cognate.milvus.location import MilvusLocation
 from cognate.records import MAX_ID_BYTES, Record, parse_record
+from cognate.searchable import Location, index_location
 from cognate.updates import Applied, IndexUpdates, UpdatedIndex
 from cognate.v1 import embedding_pb2, index_pb2, index_pb2_grpc
 from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
 from serving.indexes import IndexRegistry
 from serving.refusal import bad_field, index_refused, no_updates, not_written, other_fingerprint
+from serving.remote_indexes import RemoteFailures
 from serving.settings import Settings, is_index_name
 from serving.shared_encoding import SharedEncoder
 from serving.vectors import read_vector
+
+if TYPE_CHECKING:
+    from cognate.milvus.updates import MilvusUpdates
 
 
 class IndexService(index_pb2_grpc.IndexServiceServicer):
@@ -29,7 +35,12 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
     """
 
     def __init__(
-        self, indexes: IndexRegistry, settings: Settings, encoder: SharedEncoder, model: BundleManifest
+        self,
+        indexes: IndexRegistry,
+        settings: Settings,
+        encoder: SharedEncoder,
+        model: BundleManifest,
+        failures: RemoteFailures,
     ) -> None:
         """Make the service.
 
@@ -38,7 +49,9 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
             settings: The server's.
             encoder: Encodes the texts of records that are written.
             model: The encoder's.
+            failures: Of those indexes that other machines keep.
         """
+        self._failures = failures
         self._indexes = indexes
         self._settings = settings
         self._encoder = encoder
@@ -56,7 +69,7 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
         """Load a version and switch to it."""
         if not is_index_name(request.name):
             raise bad_field("name", "must be up to 64 letters, digits, dots, dashes and underscores")
-        await _refusing(self._indexes.load(request.name, self._folder(request.path)))
+        await _refusing(self._indexes.load(request.name, self._location(request.path)))
         return index_pb2.LoadIndexResponse(index=self._describe(request.name))
 
     async def RollbackIndex(  # noqa: N802
@@ -154,18 +167,37 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
         except ValueError as why:
             raise bad_field(field, str(why), "BAD_RECORD") from None
 
-    async def _update(self, name: str, change: Callable[[IndexUpdates], Applied]) -> Applied:
+    async def _update(
+        self, name: str, change: "Callable[[IndexUpdates | MilvusUpdates], Applied]"
+    ) -> Applied:
+        if self._indexes.served(name).version.index.remote:
+            self._failures.refuse_if_down(name)
+            with self._failures.refusing(name):
+                return await self._indexes.update(name, change)
         try:
             return await self._indexes.update(name, change)
         except ArtifactError as why:
             raise not_written(why) from why
 
-    def _folder(self, path: str) -> Path:
-        """The folder that a caller names, where it is one that the server may load."""
+    def _location(self, path: str) -> Location:
+        """The folder or collection that a caller names, where it is one that the server may load."""
         if not path:
             raise bad_field("path", "is empty; give the folder of an index on the server's disk")
         settings = self._settings
-        roots = [*settings.index_roots, *settings.indexes.values()]
+        given = list(settings.indexes.values())
+        try:
+            location = index_location(path)
+        except CognateError as why:
+            raise bad_field("path", str(why)) from None
+        if isinstance(location, MilvusLocation):
+            if any(isinstance(one, MilvusLocation) and location.is_beside(one) for one in given):
+                return location
+            raise bad_field(
+                "path",
+                "is not at a Milvus, and in a database there, of an index that this server was started with",
+                reason="PATH_NOT_ALLOWED",
+            )
+        roots = [*settings.index_roots, *(one for one in given if isinstance(one, Path))]
         if settings.watch is not None:
             roots.append(settings.watch)
         try:

@@ -12,16 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import numpy as np
 
 from cognate.errors import ArtifactError, CognateError
 from cognate.index import Device, Index
+from cognate.milvus.location import MilvusLocation, MilvusOptions
+from cognate.opening import open_milvus, stands_for
+from cognate.searchable import Location, Searchable
 from cognate.update_log import State
 from cognate.updates import Applied, Base, IndexUpdates, UpdatedIndex, open_index, state_of
 from serving.refusal import no_previous_version, no_such_index, no_updates
 from serving.settings import DEFAULT_INDEX
+
+if TYPE_CHECKING:
+    from cognate.milvus.updates import MilvusUpdates
 
 WARMING_HITS = 10
 """Hits of the search that a version answers before it is anyone's: pages are touched, and records read."""
@@ -39,7 +45,7 @@ class Version:
         index: The index.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Searchable) -> None:
         self.index = index
         # The registry's hold, which it gives up when another version takes its place.
         self._holds = 1
@@ -64,7 +70,7 @@ class Version:
     async def run(
         self,
         threads: ThreadPoolExecutor,
-        function: Callable[Concatenate[Index, _Arguments], _Result],
+        function: Callable[Concatenate[Searchable, _Arguments], _Result],
         *arguments: _Arguments.args,
         **options: _Arguments.kwargs,
     ) -> _Result:
@@ -83,11 +89,11 @@ class Previous(NamedTuple):
     """What was current before. It is closed, and opened again for a rollback.
 
     Attributes:
-        folder: Where it is.
+        location: Where it is.
         version: Its ``Index.version``.
     """
 
-    folder: Path
+    location: Location
     version: str
 
 
@@ -97,15 +103,15 @@ class Served:
 
     Attributes:
         version: The current version.
-        source: Its folder as it was given, maybe a link, which a reload looks at again.
+        source: Where it is, as it was given, maybe a link or an alias, which a reload looks at again.
         previous: What a rollback goes back to.
         updates: What changes it; None where it takes no updates.
     """
 
     version: Version
-    source: Path
+    source: Location
     previous: Previous | None
-    updates: IndexUpdates | None = None
+    updates: "IndexUpdates | MilvusUpdates | None" = None
 
 
 class IndexRegistry:
@@ -122,6 +128,7 @@ class IndexRegistry:
         device: Device = "auto",
         updates: bool = False,
         compact_after: int = 10_000,
+        milvus: MilvusOptions = MilvusOptions(),  # noqa: B008, for it is frozen
     ) -> None:
         """Make a registry of nothing.
 
@@ -130,10 +137,14 @@ class IndexRegistry:
             device: Where the indexes are searched.
             updates: Whether the indexes take updates. No other process can update one meanwhile.
             compact_after: Changed records of an index, after which it is compacted.
+            milvus: How to talk to Milvus, for the indexes that are there.
         """
         self.loading: str | None = None
         self._fingerprint = fingerprint
         self._device = device
+        self._milvus = milvus
+        # Names whose alias could not be looked up, and was told of.
+        self._unfollowed: set[str] = set()
         self._served: dict[str, Served] = {}
         self._changing = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "index-load")
@@ -167,7 +178,7 @@ class IndexRegistry:
         """The names that are served, sorted."""
         return sorted(self._served)
 
-    def indexes(self) -> dict[str, Index]:
+    def indexes(self) -> dict[str, Searchable]:
         """The current versions by name, to look at; for any thread. One may be closed by then."""
         return {name: served.version.index for name, served in list(self._served.items())}
 
@@ -199,18 +210,18 @@ class IndexRegistry:
             raise no_such_index(name, self.names())
         return self._served[name]
 
-    async def load(self, name: str, folder: Path) -> None:
+    async def load(self, name: str, location: Location) -> None:
         """Open a version, check it, warm it, and let it take the place of the present one.
 
         Args:
             name: New, or one that is served.
-            folder: The version's. Nothing happens where it holds the present version.
+            location: The version's. Nothing happens where it holds the present version.
 
         Raises:
             CognateError: It is missing, damaged, too new or of another model. The present one stays.
         """
         async with self._changing:
-            await self._switch(name, folder, None)
+            await self._switch(name, location, None)
 
     async def rollback(self, name: str) -> None:
         """Let the version that was current before take the place of the present one.
@@ -223,7 +234,7 @@ class IndexRegistry:
             previous = self.served(name).previous
             if previous is None:
                 raise no_previous_version(name)
-            await self._switch(name, previous.folder, previous.version)
+            await self._switch(name, previous.location, previous.version)
 
     async def unload(self, name: str) -> None:
         """Serve an index no longer. Searches under way are still answered.
@@ -237,7 +248,7 @@ class IndexRegistry:
             self._retire(served)
             _log.info("index %s: version %s is unloaded", name, served.version.index.version)
 
-    async def update(self, name: str, change: Callable[[IndexUpdates], Applied]) -> Applied:
+    async def update(self, name: str, change: "Callable[[IndexUpdates | MilvusUpdates], Applied]") -> Applied:
         """Update an index, in a thread; searches that begin once this has returned find it so.
 
         Args:
@@ -264,15 +275,15 @@ class IndexRegistry:
         self._compact_if_due(name)
         return applied
 
-    def _is_updated_by(self, updates: IndexUpdates, name: str) -> bool:
+    def _is_updated_by(self, updates: "IndexUpdates | MilvusUpdates", name: str) -> bool:
         served = self._served.get(name)
         return served is not None and served.updates is updates
 
     def _compact_if_due(self, name: str) -> None:
         served = self._served.get(name)
-        if served is None or served.updates is None or name in self._compactions:
+        if served is None or not isinstance(served.updates, IndexUpdates) or name in self._compactions:
             return
-        if served.updates.index.changed >= self._compact_again.get(name, self._compact_after):
+        if served.updates.changed >= self._compact_again.get(name, self._compact_after):
             self._compactions[name] = asyncio.create_task(self._compact(name, served, served.updates))
 
     async def _compact(self, name: str, served: Served, updates: IndexUpdates) -> None:
@@ -318,33 +329,66 @@ class IndexRegistry:
             except CognateError as why:
                 _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
 
-    async def _switch(self, name: str, folder: Path, expected: str | None) -> None:
+    async def follow_aliases(self, seconds: float) -> None:
+        """Load, for ever, what the aliases of indexes in Milvus have been switched to.
+
+        Args:
+            seconds: Between two looks.
+        """
+        while True:
+            await asyncio.sleep(seconds)
+            for name, served in list(self._served.items()):
+                if not isinstance(served.source, MilvusLocation):
+                    continue
+                try:
+                    await self._follow(name, served, served.source)
+                except CognateError as why:
+                    if name not in self._unfollowed:
+                        _log.warning(
+                            "index %s stays at version %s: %s", name, served.version.index.version, why
+                        )
+                    self._unfollowed.add(name)
+                else:
+                    self._unfollowed.discard(name)
+
+    async def _follow(self, name: str, served: Served, alias: MilvusLocation) -> None:
+        with served.version:
+            index = served.version.index
+            if await asyncio.wrap_future(self._loader.submit(stands_for, alias, index)):
+                return
+        async with self._changing:
+            # Not where it was unloaded, or rolled back from, meanwhile.
+            if self._served.get(name) is served:
+                await self._switch(name, alias, None)
+
+    async def _switch(self, name: str, location: Location, expected: str | None) -> None:
         if self._closing:
             # What was served before may be what is to be opened, and one at a time updates it.
             await asyncio.wait(self._closing)
-        opened = await self._open(name, folder, expected)
+        opened = await self._open(name, location, expected)
         if opened is None:
             return
         index, updates = opened.index, opened.updates
         before = self._served.get(name)
         if before is None:
-            self._served[name] = Served(Version(index), folder, None, updates)
+            self._served[name] = Served(Version(index), location, None, updates)
         else:
             replaced = before.version.index
-            previous = Previous(replaced.folder, replaced.version)
-            self._served[name] = Served(Version(index), folder, previous, updates)
+            previous = Previous(replaced.location, replaced.version)
+            self._served[name] = Served(Version(index), location, previous, updates)
             self._retire(before)
         self._compact_again.pop(name, None)
         self._compact_if_due(name)
-        _log.info("index %s: version %s of %s serves, %d records", name, index.version, folder, index.count)
+        _log.info("index %s: version %s of %s serves, %d records", name, index.version, location, index.count)
 
-    async def _open(self, name: str, folder: Path, expected: str | None) -> "_Opened | None":
+    async def _open(self, name: str, location: Location, expected: str | None) -> "_Opened | None":
         """Open a version in the loader's thread; None where it is the current one."""
         work = self._loader.submit(
             _open_warm,
-            folder,
+            location,
             self._fingerprint,
             self._device,
+            self._milvus,
             self._served.get(name),
             expected,
             updates=self._updates,
@@ -364,8 +408,8 @@ class IndexRegistry:
 class _Opened:
     """A version that was opened, and what changes it; None where it takes no updates."""
 
-    index: Index
-    updates: IndexUpdates | None
+    index: Searchable
+    updates: "IndexUpdates | MilvusUpdates | None"
 
     def close(self) -> None:
         if self.updates:
@@ -374,16 +418,19 @@ class _Opened:
 
 
 def _open_warm(
-    folder: Path,
+    location: Location,
     fingerprint: str,
     device: Device,
+    milvus: MilvusOptions,
     current: Served | None,
     expected: str | None,
     *,
     updates: bool,
 ) -> _Opened | None:
+    if isinstance(location, MilvusLocation):
+        return _open_milvus_warm(location, fingerprint, milvus, current, expected, updates=updates)
     # A link may lead elsewhere by the time of a rollback.
-    folder = folder.resolve()
+    folder = location.resolve()
     state = state_of(folder)
     if current and _is_current(current, folder, state):
         return None
@@ -404,8 +451,34 @@ def _open_warm(
     return opened
 
 
+def _open_milvus_warm(
+    location: MilvusLocation,
+    fingerprint: str,
+    milvus: MilvusOptions,
+    current: Served | None,
+    expected: str | None,
+    *,
+    updates: bool,
+) -> _Opened | None:
+    if current and stands_for(location, current.version.index):
+        return None
+    index, writer = open_milvus(location, fingerprint=fingerprint, milvus=milvus)
+    try:
+        if expected is not None and index.version != expected:
+            raise ArtifactError(
+                f"{location} holds version {index.version}, no longer {expected}; load another collection"
+            )
+        _warm(index)
+    except BaseException:
+        index.close()
+        raise
+    return _Opened(index, writer if updates else None)
+
+
 def _is_current(current: Served, folder: Path, state: State) -> bool:
     index = current.version.index
+    if not isinstance(index, Index):
+        return False
     if not isinstance(index, UpdatedIndex):
         return state == State(index.version, "", index.version, 0)
     # Nobody else updates what is updated here, and an update under way may be in the log already.
@@ -420,7 +493,7 @@ def _write_base_warm(updates: IndexUpdates) -> Base | None:
     return base
 
 
-def _warm(index: Index) -> None:
+def _warm(index: Searchable) -> None:
     vectors = np.full((1, index.dimension), index.dimension**-0.5, np.float32)
     index.search(vectors, WARMING_HITS)
 

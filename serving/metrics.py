@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from cognate.artifact import installed_versions
 from cognate.encoder import Encoder
-from cognate.index import Index
+from cognate.searchable import Searchable
 from serving.batcher import Batcher
 from serving.observing import Answer, ObservedCall, Observer
 from serving.queue import Share
@@ -165,7 +165,7 @@ class Metrics(Observer):
         )
         limit.set(batcher.max_queue_tokens)
 
-    def watch_indexes(self, indexes: Callable[[], Mapping[str, Index]]) -> None:
+    def watch_indexes(self, indexes: Callable[[], Mapping[str, Searchable]]) -> None:
         """Tell which indexes there are, asking anew each time."""
         self.registry.register(_Indexes(indexes))
 
@@ -180,7 +180,7 @@ class Metrics(Observer):
 
 
 class _Indexes(Collector):
-    def __init__(self, indexes: Callable[[], Mapping[str, Index]]) -> None:
+    def __init__(self, indexes: Callable[[], Mapping[str, Searchable]]) -> None:
         self._indexes = indexes
 
     def collect(self) -> Iterable[Metric]:

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from cognate.errors import CognateError, FingerprintError
+from cognate.errors import CognateError, FingerprintError, UnavailableError, UnsupportedError
 
 DOMAIN = "cognate"
 
@@ -19,6 +19,10 @@ MAX_RETRY_SECONDS = 60.0
 
 CALLS_RETRY_SECONDS = 0.25
 """When to come again where calls are too many: nobody knows when one ends."""
+
+
+INDEX_RETRY_SECONDS = 1.0
+"""When to come again where the backend of an index does not answer."""
 
 
 class Refusal(Exception):  # noqa: N818
@@ -129,8 +133,34 @@ def no_previous_version(name: str) -> Refusal:
 
 def index_refused(why: CognateError) -> Refusal:
     """A version of an index that cannot be served."""
+    if isinstance(why, UnavailableError):
+        return _come_again(grpc.StatusCode.UNAVAILABLE, "INDEX_UNAVAILABLE", str(why), INDEX_RETRY_SECONDS)
     reason = "OTHER_FINGERPRINT" if isinstance(why, FingerprintError) else "BAD_INDEX"
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, reason, str(why))
+
+
+def index_unavailable(name: str) -> Refusal:
+    """A search in, or an update of, an index whose backend does not answer."""
+    return _come_again(
+        grpc.StatusCode.UNAVAILABLE,
+        "INDEX_UNAVAILABLE",
+        f"the index {name} is kept in Milvus, which does not answer",
+        INDEX_RETRY_SECONDS,
+    )
+
+
+def index_failed(name: str) -> Refusal:
+    """A search in, or an update of, an index whose backend refuses it."""
+    return Refusal(
+        grpc.StatusCode.INTERNAL,
+        "INDEX_FAILED",
+        f"the index {name} is kept in Milvus, which refused the request; the server's log says why",
+    )
+
+
+def not_supported(why: UnsupportedError) -> Refusal:
+    """What the backend of an index cannot do."""
+    return bad_field(why.field, why.description, "NOT_SUPPORTED")
 
 
 def no_updates(why: str) -> Refusal:
@@ -217,11 +247,15 @@ def rate_limited(name: str, retry_seconds: float) -> Refusal:
 
 
 def _overload(reason: str, why: str, retry_seconds: float) -> Refusal:
+    return _come_again(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, why, retry_seconds)
+
+
+def _come_again(code: grpc.StatusCode, reason: str, why: str, retry_seconds: float) -> Refusal:
     seconds = min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(round(seconds * 1000))
     return Refusal(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        code,
         reason,
         f"{why}; try again in {seconds:.2f} s",
         [error_details_pb2.RetryInfo(retry_delay=delay)],

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.bundle import BundleManifest
-from cognate.index import Index
 from cognate.narrowing import MAX_EXCLUDED, Narrowing, narrowed_rows
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Record
+from cognate.searchable import Searchable
 from cognate.v1 import embedding_pb2, search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
@@ -23,6 +23,7 @@ from serving.filter_messages import read_filter
 from serving.indexes import IndexRegistry, Version
 from serving.queue import Caller
 from serving.refusal import bad_field, no_such_record
+from serving.remote_indexes import RemoteFailures
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
 from serving.streams import answer_chunks
@@ -32,6 +33,9 @@ MAX_PARTS = 32
 """Of a combined query."""
 
 MAX_WEIGHT = 1000.0
+
+REMOTE_SEARCHES = 32
+"""Searches that wait for other machines at a time."""
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A larger answer is refused, and never held whole: the records of an index may be of any size."""
@@ -51,6 +55,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self,
         encoder: SharedEncoder,
         indexes: IndexRegistry,
+        failures: RemoteFailures,
         *,
         model: BundleManifest,
         settings: Settings,
@@ -60,6 +65,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         Args:
             encoder: Encodes text queries.
             indexes: Of the encoder's model.
+            failures: Of those indexes that other machines keep.
             model: The encoder's.
             settings: The server's.
         """
@@ -69,10 +75,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self._dimension = model.dimension
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cores(), "search")
+        # These wait for another machine, and keep no core busy.
+        self._waiting = ThreadPoolExecutor(REMOTE_SEARCHES, "search-remote")
+        self._failures = failures
 
     def close(self) -> None:
         """Wait for the searches that are running, and end the threads."""
         self._threads.shutdown(cancel_futures=True)
+        self._waiting.shutdown(cancel_futures=True)
 
     async def Search(  # noqa: N802
         self, request: search_pb2.SearchRequest, context: Any
@@ -104,6 +114,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SearchResponse:
         self._check(request)
         name, version = self._indexes.find(request.index)
+        # Before its texts are encoded for nothing.
+        self._failures.refuse_if_down(name)
         # One version for all of the answer: whatever is loaded meanwhile, this one stays open.
         with version:
             return await self._answer(name, version, request, context, caller, streamed=streamed)
@@ -140,7 +152,12 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         fields = [part.field for part in parts]
         encoded = await self._encode(texts, fields, vectors, request, context, caller, streamed=streamed)
         started = time.monotonic()
-        results = await version.run(self._threads, _find, parts, vectors, ids, request, narrowing)
+        if version.index.remote:
+            results = await version.run(
+                self._waiting, self._find_remote, name, parts, vectors, ids, request, narrowing
+            )
+        else:
+            results = await version.run(self._threads, _find, parts, vectors, ids, request, narrowing)
         response = search_pb2.SearchResponse(
             results=results,
             index=name,
@@ -153,6 +170,21 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             for place, usage in zip(texts, usages(encoded), strict=True):
                 _add_usage(response.results[parts[place].query], usage)
         return response
+
+    def _find_remote(
+        self,
+        index: Searchable,
+        name: str,
+        parts: Sequence["_Part"],
+        vectors: NDArray[np.float32],
+        ids: Mapping[int, str],
+        request: search_pb2.SearchRequest,
+        narrowing: Narrowing,
+    ) -> list[search_pb2.QueryHits]:
+        # It may have failed for others while this call waited for a thread.
+        self._failures.refuse_if_down(name)
+        with self._failures.refusing(name):
+            return _find(index, parts, vectors, ids, request, narrowing)
 
     async def _encode(
         self,
@@ -293,7 +325,7 @@ def _narrowing(request: search_pb2.SearchRequest) -> Narrowing:
 
 
 def _find(
-    index: Index,
+    index: Searchable,
     parts: Sequence[_Part],
     vectors: NDArray[np.float32],
     ids: Mapping[int, str],
@@ -323,8 +355,13 @@ def _find(
     results = []
     size = 0
     for scores, rows in found:
-        records = index.records(rows.tolist())
-        result = _write_hits(records, scores.tolist(), request)
+        records = index.fetch(rows.tolist())
+        hits = [
+            (records[row], score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if row in records
+        ]
+        result = _write_hits(hits, request)
         size += result.ByteSize()
         if size > MAX_ANSWER_BYTES:
             raise bad_field(
@@ -335,15 +372,15 @@ def _find(
 
 
 def _put_vectors(
-    index: Index, parts: Sequence[_Part], vectors: NDArray[np.float32], ids: Mapping[int, str]
-) -> list[list[int]]:
+    index: Searchable, parts: Sequence[_Part], vectors: NDArray[np.float32], ids: Mapping[int, str]
+) -> list[list[Any]]:
     """Put the vectors of records into the rows of the parts that ask with them.
 
     Returns:
         For each query, the rows in the index of its records.
     """
     found = index.rows_of(set(ids.values()))
-    own: list[list[int]] = [[] for _ in range(parts[-1].query + 1)]
+    own: list[list[Any]] = [[] for _ in range(parts[-1].query + 1)]
     for place, identifier in ids.items():
         if identifier not in found:
             raise no_such_record(f"{parts[place].field}.id", identifier)
@@ -359,10 +396,10 @@ def _put_vectors(
 
 
 def _write_hits(
-    records: Sequence[Record], scores: Sequence[float], request: search_pb2.SearchRequest
+    hits: Sequence[tuple[Record, float]], request: search_pb2.SearchRequest
 ) -> search_pb2.QueryHits:
     result = search_pb2.QueryHits()
-    for record, score in zip(records, scores, strict=True):
+    for record, score in hits:
         hit = result.hits.add(
             id=record.id,
             score=score,

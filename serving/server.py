@@ -46,6 +46,7 @@ from serving.logs import CallLog, logging_to_standard_error
 from serving.metrics import CacheCounts, Metrics
 from serving.metrics_port import MetricsPort
 from serving.observing import Observer, observing
+from serving.remote_indexes import RemoteFailures
 from serving.search_service import SearchService
 from serving.settings import Settings
 from serving.shared_encoding import SharedEncoder
@@ -133,6 +134,7 @@ class Server:
                 device=settings.device,
                 updates=settings.updates,
                 compact_after=settings.compact_after,
+                milvus=settings.milvus,
             )
             stack.callback(indexes.close)
             for name, path in settings.indexes.items():
@@ -140,6 +142,8 @@ class Server:
             if settings.watch is not None:
                 watch = await _watch(settings.watch, indexes)
                 stack.push_async_callback(_end, asyncio.create_task(watch.run(settings.watch_seconds)))
+            following = asyncio.create_task(indexes.follow_aliases(settings.watch_seconds))
+            stack.push_async_callback(_end, following)
             batcher = Batcher(
                 encoder,
                 max_batch_tokens=settings.max_batch_tokens,
@@ -149,7 +153,8 @@ class Server:
             stack.callback(batcher.close)
             shared = SharedEncoder(batcher, settings.cache_bytes)
             model = encoder.bundle.manifest
-            search = SearchService(shared, indexes, model=model, settings=settings)
+            failures = RemoteFailures()
+            search = SearchService(shared, indexes, failures, model=model, settings=settings)
             stack.callback(search.close)
             self._observe = observing(self._observers(stack))
             boundary = self._make_boundary(_no_administration(settings))
@@ -158,7 +163,7 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_service = IndexService(indexes, settings, shared, model)
+            index_service = IndexService(indexes, settings, shared, model, failures)
             index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -16,12 +16,21 @@ from pydantic_settings import (
 )
 
 from cognate.errors import CognateError
+from cognate.milvus.location import Consistency, MilvusOptions
+from cognate.searchable import Location, index_location
 from serving.logs import LogFormat, LogLevel
 
 DEFAULT_INDEX = "default"
 """The name of an index that is given none, and the one that a search without a name takes."""
 
 _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _location(value: Any) -> Location:
+    try:
+        return index_location(value)
+    except CognateError as why:
+        raise ValueError(str(why)) from None
 
 
 class Settings(BaseSettings):
@@ -33,9 +42,9 @@ class Settings(BaseSettings):
     Attributes:
         config: A TOML file with settings by name.
         bundle: The bundle's folder.
-        indexes: The folder of each index, by name; none for a server that only encodes. Flags are a list
-            of [NAME=]PATH, the environment the same with commas between, TOML a table or such a list. One
-            without a name is named "default".
+        indexes: The folder of each index, or where it is in Milvus, by name; none for a server that only
+            encodes. Flags are a list of [NAME=]PATH, the environment the same with commas between, TOML a
+            table or such a list. One without a name is named "default".
         host: The address to listen on. The default takes calls of this machine alone, since whoever
             reaches the port may call; 0.0.0.0 or :: takes those of others.
         port: To listen on; 0 takes any that is free.
@@ -78,6 +87,11 @@ class Settings(BaseSettings):
         tls_client_ca: PEM, the roots that a client's certificate must come from. None: clients need none.
         keys: A file of API keys, as ``serving.keys`` has it. None: whoever reaches the port may call.
         admin_port: Where the methods that change indexes are, and nowhere else. None: on ``port``.
+        milvus_token: USER:PASSWORD or an API key for Milvus. It has no flag, for others see those.
+        milvus_consistency: How new what a search in Milvus finds must be: "session" has all that this server
+            wrote, "strong" all that anybody wrote, "bounded" may be some seconds behind, "eventually"
+            any time.
+        milvus_timeout: Seconds after which a call to Milvus is given up.
         workers: Processes that share the port, each with a model of its own. ``threads``, the queue and the
             limits of keys are each worker's.
     """
@@ -88,7 +102,10 @@ class Settings(BaseSettings):
 
     config: Path | None = None
     bundle: Path
-    indexes: Annotated[dict[str, Path], NoDecode] = pydantic.Field(default_factory=dict)
+    indexes: Annotated[
+        dict[str, Annotated[Location, pydantic.PlainValidator(_location), pydantic.PlainSerializer(str)]],
+        NoDecode,
+    ] = pydantic.Field(default_factory=dict)
     watch: Path | None = None
     watch_seconds: float = pydantic.Field(default=5.0, ge=0.05, le=3600)
     index_roots: Annotated[list[Path], NoDecode] = pydantic.Field(default_factory=list)
@@ -122,6 +139,9 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = None
     keys: Path | None = None
     admin_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
+    milvus_token: pydantic.SecretStr | None = None
+    milvus_consistency: Consistency = "session"
+    milvus_timeout: float = pydantic.Field(default=5.0, gt=0, le=3600)
     workers: int = pydantic.Field(default=1, ge=1, le=256)
 
     @classmethod
@@ -139,6 +159,12 @@ class Settings(BaseSettings):
             return cls(**given)
         except pydantic.ValidationError as error:
             raise CognateError(_sentence(error.errors()[0], cls)) from None
+
+    @property
+    def milvus(self) -> MilvusOptions:
+        """How to talk to Milvus."""
+        token = "" if self.milvus_token is None else self.milvus_token.get_secret_value()
+        return MilvusOptions(token, self.milvus_consistency, self.milvus_timeout)
 
     @classmethod
     def settings_customise_sources(
@@ -236,5 +262,7 @@ def _sentence(error: Any, settings: type[Settings]) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "value_error":
         return f"the setting {name} is wrong: {error['ctx']['error']}"
+    if name == "milvus_token":
+        return "the setting milvus_token is no string"
     message = error["msg"].replace("Input should be", "it must be", 1)
     return f"the setting {name} is {error['input']!r}; {message}"

@@ -1,5 +1,6 @@
 """``cognate index``: build indexes, look at them, and change those of a running server."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -14,7 +15,9 @@ from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connec
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import job_progress, needs, note, out, print_json, progress_bar
 from cognate.errors import CognateError
+from cognate.milvus.location import MilvusLocation
 from cognate.records import STDIN, read_numbered_records
+from cognate.searchable import Location, index_location
 from cognate.wire import MAX_TEXTS_PER_CALL, IndexDescription
 
 if TYPE_CHECKING:
@@ -41,7 +44,17 @@ def build(
     ] = None,
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle to encode with.")],
-    destination: Annotated[Path, typer.Option("--out", help="The index's folder.")],
+    destination: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            help="The index's folder, or milvus://HOST:PORT/NAME, or milvus:FILE.db/NAME for milvus-lite.",
+        ),
+    ],
+    backend: Annotated[
+        Literal["faiss", "milvus"] | None,
+        typer.Option(help="What keeps the index: a folder with FAISS, or Milvus. [default: as --out says]"),
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
     kind: Annotated[
         Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"],
@@ -65,7 +78,7 @@ def build(
         typer.Option(help="Two records with one id: stop there, or keep the last of them."),
     ] = "refuse",
     reuse: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="An older index of the same bundle: only texts it has not got are encoded."),
     ] = None,
     sql: Annotated[
@@ -89,13 +102,15 @@ def build(
     with needs("serve"):
         import indexer
         from cognate.index_kinds import Layout
+    place = index_location(destination)
+    _check_backend(backend, place)
     if (sql is None) == (not records):
         raise CognateError("give either what to read records from or --sql, not both and not none")
     if sql is not None and database is None:
         raise CognateError("--sql needs --database, the URL of the database to ask")
     source = indexer.open_source(records or []) if sql is None else indexer.sql_source(database or "", sql)
     started = time.monotonic()
-    told = rejects_path(rejects, destination)
+    told = rejects_path(rejects, place if isinstance(place, Path) else place.local_path)
     tally = indexer.Tally()
     with keep_rejects(on_error, told) as kept, job_progress("records") as progress:
 
@@ -113,14 +128,14 @@ def build(
             manifest = indexer.build(
                 source,
                 bundle,
-                destination,
+                place,
                 layout=Layout(kind, storage, factory, recall),
                 device=device,
                 force=force,
                 rejects=kept,
                 on_progress=advance,
                 on_duplicate=on_duplicate,
-                reuse=reuse,
+                reuse=None if reuse is None else _folder(reuse, "reuse an index in a folder"),
                 restart=restart,
                 tally=tally,
                 on_start=start,
@@ -144,9 +159,10 @@ def build(
             }
         )
         return
+    recall_told = "" if manifest.recall_at_10 is None else f"recall@10 {manifest.recall_at_10:.4f}, "
     out.print(
         f"{destination}: an index of {manifest.count:,} records, {manifest.kind}, "
-        f"{manifest.dimension} dimensions, recall@10 {manifest.recall_at_10:.4f}, "
+        f"{manifest.dimension} dimensions, {recall_told}"
         f"in {seconds:.1f} s ({(manifest.count - tally.resumed) / seconds:,.0f} records/s)"
     )
     if manifest.search and manifest.recall_at_10 is not None and manifest.recall_at_10 < recall:
@@ -165,9 +181,18 @@ def build(
         note(f"{skipped} bad lines were skipped; {told} says which and why")
 
 
+def _check_backend(backend: str | None, place: Location) -> None:
+    in_milvus = isinstance(place, MilvusLocation)
+    if backend is not None and (backend == "milvus") is not in_milvus:
+        raise CognateError(
+            f"--backend {backend} and --out {place} do not fit; with milvus, --out is "
+            "milvus://HOST:PORT/NAME or milvus:FILE.db/NAME, and with faiss a folder"
+        )
+
+
 @app.command()
 def update(
-    folder: Annotated[Path, typer.Argument(help="The index.")],
+    folder: Annotated[str, typer.Argument(help="The index: a folder, or where it is in Milvus.")],
     bundle: Annotated[Path, typer.Option(help="The bundle that it was built with.")],
     upsert: Annotated[
         str | None,
@@ -185,11 +210,12 @@ def update(
     """
     with needs("serve"):
         import indexer
-    told = rejects_path(rejects, folder)
+    place = index_location(folder)
+    told = rejects_path(rejects, place if isinstance(place, Path) else place.local_path)
     with keep_rejects(on_error, told) as kept, progress_bar("records") as bar:
         task = bar.add_task("encoding", total=None, rate="")
         updated = indexer.update(
-            folder,
+            place,
             bundle,
             upserts=upsert,
             deletes=delete,
@@ -213,7 +239,7 @@ def update(
 
 @app.command()
 def compact(
-    folder: Annotated[Path, typer.Argument(help="The index.")],
+    folder: Annotated[str, typer.Argument(help="The index.")],
     as_json: AsJson = False,
 ) -> None:
     """Write an index anew with its updates in it, so that searching it is as quick as before them.
@@ -222,7 +248,7 @@ def compact(
     """
     with needs("serve"):
         from cognate.updates import IndexUpdates
-    updates = IndexUpdates(folder, device="cpu")
+    updates = IndexUpdates(_folder(folder, "Milvus compacts by itself"), device="cpu")
     try:
         compacted = updates.compact()
         state = updates.index.state
@@ -240,7 +266,7 @@ def compact(
 
 @app.command()
 def info(
-    folder: Annotated[Path, typer.Argument(help="An index.")],
+    folder: Annotated[str, typer.Argument(help="An index: a folder, or where it is in Milvus.")],
     tradeoff: Annotated[
         bool, typer.Option(help="Show what was measured with other search parameters.")
     ] = False,
@@ -252,15 +278,24 @@ def info(
     """
     with needs("serve"):
         from cognate.index import IndexManifest
+        from cognate.opening import open_index
         from cognate.update_log import read_log
         from cognate.updates import updates_folder
-    manifest = IndexManifest.read(folder)
-    log = read_log(updates_folder(folder))
-    described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
-    described["bytes"] = sum(digest.size for digest in manifest.files.values())
-    if log is not None:
-        state, changes = log
-        described["updates"] = {**state._asdict(), "changed": len(changes)}
+    place = index_location(folder)
+    if isinstance(place, Path):
+        manifest = IndexManifest.read(place)
+        log = read_log(updates_folder(place))
+        described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
+        described["bytes"] = sum(digest.size for digest in manifest.files.values())
+        if log is not None:
+            state, changes = log
+            described["updates"] = {**state._asdict(), "changed": len(changes)}
+    else:
+        with contextlib.closing(open_index(place)) as opened:
+            manifest = opened.manifest
+            described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
+            # What it holds now, and where the alias leads.
+            described |= {"count": opened.count, "version": opened.version, "location": str(opened.location)}
     if as_json:
         print_json(described)
         return
@@ -328,7 +363,7 @@ def tradeoff_plot(manifest: "IndexManifest") -> list[str]:
 
 @app.command()
 def merge(
-    indexes: Annotated[list[Path], typer.Argument(help="At least two indexes of one bundle.")],
+    indexes: Annotated[list[str], typer.Argument(help="At least two indexes of one bundle.")],
     destination: Annotated[Path, typer.Option("--out", help="The new index's folder.")],
     on_duplicate: Annotated[
         Literal["refuse", "last"],
@@ -344,8 +379,13 @@ def merge(
     with needs("serve"):
         import indexer
         from cognate.index_kinds import Layout
+    why = "merge folders, and build the index in Milvus from the records of all"
     manifest = indexer.merge(
-        indexes, destination, layout=Layout("auto"), on_duplicate=on_duplicate, force=force
+        [_folder(index, why) for index in indexes],
+        destination,
+        layout=Layout("auto"),
+        on_duplicate=on_duplicate,
+        force=force,
     )
     if as_json:
         print_json({**manifest.model_dump(mode="json", exclude={"files"}), "path": str(destination)})
@@ -355,7 +395,7 @@ def merge(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="An index.")],
+    folder: Annotated[str, typer.Argument(help="An index: a folder, or where it is in Milvus.")],
     bundle: Annotated[Path, typer.Option(help="The bundle that it was built with.")],
     samples: Annotated[int, typer.Option(min=1, help="Records to encode again.")] = 1000,
     min_cosine: Annotated[
@@ -387,7 +427,7 @@ def verify(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="An index.")],
+    folder: Annotated[str, typer.Argument(help="An index.")],
     destination: Annotated[Path, typer.Option("--out", help="A file ending in .parquet, .arrow or .npy.")],
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
@@ -397,7 +437,8 @@ def export(
     """
     with needs("serve"):
         import indexer
-    paths = indexer.export(folder, destination, force=force)
+    why = "take the vectors out of Milvus with its own tools"
+    paths = indexer.export(_folder(folder, why), destination, force=force)
     out.print(f"wrote {' and '.join(map(str, paths))}")
 
 
@@ -541,6 +582,14 @@ def delete(
         print_json({"index": name, "deleted": deleted})
         return
     out.print(f"{name}: {deleted:,} of {len(ids):,} records deleted")
+
+
+def _folder(index: str, otherwise: str) -> Path:
+    """The folder of an index; refused where it is in Milvus, with what to do instead."""
+    place = index_location(index)
+    if isinstance(place, MilvusLocation):
+        raise CognateError(f"{place} is in Milvus, and this command takes indexes in folders; {otherwise}")
+    return place
 
 
 def _print_index(index: IndexDescription, as_json: bool) -> None:

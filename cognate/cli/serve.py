@@ -14,7 +14,10 @@ _log = logging.getLogger(__name__)
 def serve(
     bundle: Annotated[Path | None, typer.Option(help="The bundle to encode with.")] = None,
     index: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]INDEX to search in; repeat it for several.")
+        list[str] | None,
+        typer.Option(
+            help="[NAME=]INDEX to search in, a folder or milvus://HOST:PORT/NAME; repeat it for several."
+        ),
     ] = None,
     watch: Annotated[
         Path | None,
@@ -115,6 +118,13 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the calls that change indexes, alone.")
     ] = None,
+    milvus_consistency: Annotated[
+        Literal["strong", "bounded", "session", "eventually"] | None,
+        typer.Option(help="How new what a search in Milvus finds must be. [default: session]"),
+    ] = None,
+    milvus_timeout: Annotated[
+        float | None, typer.Option(help="Seconds until a call to Milvus is given up. [default: 5]")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the port. [default: 1]")
     ] = None,
@@ -169,6 +179,8 @@ def serve(
         tls_client_ca=tls_client_ca,
         keys=keys,
         admin_port=admin_port,
+        milvus_consistency=milvus_consistency,
+        milvus_timeout=milvus_timeout,
         workers=workers,
         config=config,
     )

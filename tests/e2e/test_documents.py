@@ -27,6 +27,7 @@ DOCUMENTS = [
     "docs/serve.md",
     "docs/secure.md",
     "docs/operate.md",
+    "docs/milvus.md",
 ]
 
 TRAINED = 320

@@ -16,6 +16,7 @@ from tests.serving.servers import (
     GatedEncoder,
     Running,
     Stubs,
+    serve_with_small_limits,
     version_records,
     write_index,
 )
@@ -91,17 +92,7 @@ def serve_gated(
 @pytest.fixture(scope="module")
 def running(bundle: Path, index: Path) -> Iterator[Running]:
     """A server with two indexes of the same records, and small limits."""
-    settings = Settings.load(
-        bundle=bundle,
-        indexes={"default": index, "other": index},
-        port=0,
-        device="cpu",
-        max_texts=50,
-        max_text_bytes=1000,
-        max_top_k=20,
-        max_message_bytes=200_000,
-    )
-    server = Running(settings)
+    server = serve_with_small_limits(bundle, index)
     yield server
     server.stop()
 

@@ -20,9 +20,11 @@ from cognate.artifact import publishing
 from cognate.bundle import InputType
 from cognate.encoder import Encoder, TokenizedText
 from cognate.index import IndexWriter
+from cognate.milvus.location import MilvusLocation
 from cognate.records import Record
 from cognate.v1 import embedding_pb2, embedding_pb2_grpc, index_pb2_grpc, info_pb2_grpc, search_pb2_grpc
 from serving import Server, Settings
+from tests.milvus.collections import publish_records
 
 RECORDS = [
     Record("how do i reset the password", "reset", "r0", {"page": 7, "tags": ["a", None, True], "en": "é"}),
@@ -149,11 +151,35 @@ class GatedEncoder(Encoder):
             self.events.get()
 
 
+def serve_with_small_limits(bundle: Path, index: Any) -> Running:
+    """A server with two indexes of the same records."""
+    settings = Settings.load(
+        bundle=bundle,
+        indexes={"default": index, "other": index},
+        port=0,
+        device="cpu",
+        max_texts=50,
+        max_text_bytes=1000,
+        max_top_k=20,
+        max_message_bytes=200_000,
+    )
+    return Running(settings)
+
+
 def write_index(folder: Path, encoder: Encoder, records: Sequence[Record]) -> Path:
     with publishing(folder, "index") as partial, IndexWriter(partial, encoder.dimension) as writer:
         writer.add(records, encoder.encode([record.text for record in records]))
         writer.finish(encoder.bundle)
     return folder
+
+
+def write_to_milvus(
+    alias: MilvusLocation, encoder: Encoder, records: Sequence[Record], *, force: bool = False
+) -> MilvusLocation:
+    """Publish an index in Milvus, beside whose file there is room for a note."""
+    vectors = encoder.encode([record.text for record in records])
+    note = Path(alias.server).parent / "note"
+    return publish_records(alias, encoder.bundle, records, vectors, note=note, force=force)
 
 
 def version_records(version: str) -> list[Record]:

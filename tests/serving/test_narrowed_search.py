@@ -16,8 +16,9 @@ from cognate.records import Record
 from cognate.v1 import embedding_pb2, filter_pb2, search_pb2
 from cognate.wire import filter_message
 from serving.filter_messages import read_filter
+from tests.milvus.collections import lite, publish_records
 from tests.peer import Driven
-from tests.serving.servers import Running, Stubs, failure, write_index
+from tests.serving.servers import Running, Stubs, failure, write_index, write_to_milvus
 from tests.test_filters import FILTERS
 
 Query = search_pb2.Query
@@ -34,20 +35,31 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@pytest.fixture(scope="module", params=["folder", "milvus"])
+def server(
+    request: pytest.FixtureRequest, bundle: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     from serving import Settings
 
-    folder = write_index(tmp_path_factory.mktemp("narrowed") / "index", encoder, RECORDS)
-    zeros = tmp_path_factory.mktemp("narrowed") / "zeros"
-    with_zeros(zeros, encoder)
-    running = Running(
-        Settings.load(
-            bundle=bundle, indexes={"default": folder, "zeros": zeros}, port=0, device="cpu", max_top_k=20
-        )
-    )
-    yield running
-    running.stop()
+    folder = tmp_path_factory.mktemp("narrowed")
+    with lite(folder) as alias:
+        indexes: dict[str, Any]
+        if request.param == "milvus":
+            zeros = np.zeros((1, encoder.dimension), np.float32)
+            write_to_milvus(alias, encoder, RECORDS)
+            publish_records(
+                alias.of("zeros"), encoder.bundle, [Record("nothing", None, "z")], zeros, note=folder / "note"
+            )
+            indexes = {"default": alias, "zeros": alias.of("zeros")}
+        else:
+            with_zeros(folder / "zeros", encoder)
+            indexes = {
+                "default": write_index(folder / "index", encoder, RECORDS),
+                "zeros": folder / "zeros",
+            }
+        running = Running(Settings.load(bundle=bundle, indexes=indexes, port=0, device="cpu", max_top_k=20))
+        yield running
+        running.stop()
 
 
 def with_zeros(folder: Path, encoder: Encoder) -> None:

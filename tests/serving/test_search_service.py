@@ -1,7 +1,7 @@
 """Search over a real socket."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,36 @@ from cognate.index import IndexWriter
 from cognate.index_kinds import Layout
 from cognate.records import Record
 from cognate.v1 import embedding_pb2, search_pb2
-from tests.serving.servers import RECORDS, Running, Stubs, failure, write_index
+from tests.milvus.collections import lite
+from tests.serving.servers import (
+    RECORDS,
+    Running,
+    Stubs,
+    failure,
+    serve_with_small_limits,
+    write_index,
+    write_to_milvus,
+)
 
 Query = search_pb2.Query
+
+
+@pytest.fixture(scope="module", params=["folder", "milvus"])
+def running(
+    request: pytest.FixtureRequest,
+    bundle: Path,
+    index: Path,
+    encoder: Encoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    """As the other tests have it, with its indexes in folders and in Milvus."""
+    with lite(tmp_path_factory.mktemp("milvus")) as alias:
+        place: Any = write_to_milvus(alias, encoder, RECORDS) if request.param == "milvus" else index
+        running = serve_with_small_limits(bundle, place)
+        yield running
+        running.stop()
+
+
 Embedding = embedding_pb2.Embedding
 
 
