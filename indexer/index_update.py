@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cognate.encoder import Device, Encoder
+from cognate.devices import Device
+from cognate.encoder import Encoder
 from cognate.errors import CognateError, RecordError
 from cognate.records import MAX_ID_BYTES, Rejects, read_numbered_records
 from cognate.updates import Applied, IndexUpdates
@@ -26,6 +27,7 @@ class Updated:
         revision: Of the index, now.
         count: Records that the index holds now.
         changed: Of them, what was written or deleted since it was last compacted.
+        device: Where the texts were encoded.
     """
 
     inserted: int
@@ -35,6 +37,7 @@ class Updated:
     revision: int
     count: int
     changed: int
+    device: str
 
 
 def update(
@@ -87,6 +90,7 @@ def update(
             revision=batches[-1].revision,
             count=updates.index.count,
             changed=updates.index.changed,
+            device=encoder.device,
         )
     finally:
         updates.close()

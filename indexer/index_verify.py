@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cognate.encoder import Device, Encoder
+from cognate.devices import Device
+from cognate.encoder import Encoder
 from cognate.updates import open_index
 
 
@@ -19,12 +20,14 @@ class Verified:
         min_cosine: The smallest cosine between a record's two vectors; 1.0 where the index is empty.
         mean_cosine: Their mean.
         worst_id: The id of the record with the smallest one; None where the index is empty.
+        device: Where they were encoded.
     """
 
     samples: int
     min_cosine: float
     mean_cosine: float
     worst_id: str | None
+    device: str
 
 
 def verify(
@@ -48,9 +51,11 @@ def verify(
         spread = np.linspace(0, len(all_rows) - 1, min(samples, len(all_rows))).astype(np.int64)
         rows = all_rows[np.unique(spread)].tolist()
         if not rows:
-            return Verified(0, 1.0, 1.0, None)
+            return Verified(0, 1.0, 1.0, None, encoder.device)
         records = opened.records(rows)
         again = encoder.encode([record.text for record in records])
         cosines = (opened.vectors(rows) * again).sum(axis=1)
         worst = int(np.argmin(cosines))
-        return Verified(len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id)
+        return Verified(
+            len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id, encoder.device
+        )

@@ -16,8 +16,9 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import numpy as np
 
+from cognate.devices import IndexDevice, IndexGpus
 from cognate.errors import ArtifactError, CognateError
-from cognate.index import Device, Index
+from cognate.index import Index
 from cognate.update_log import State
 from cognate.updates import Applied, Base, IndexUpdates, UpdatedIndex, open_index, state_of
 from serving.refusal import no_previous_version, no_such_index, no_updates
@@ -119,7 +120,8 @@ class IndexRegistry:
         self,
         *,
         fingerprint: str,
-        device: Device = "auto",
+        device: IndexDevice = "auto",
+        gpus: IndexGpus = "one",
         updates: bool = False,
         compact_after: int = 10_000,
     ) -> None:
@@ -128,12 +130,14 @@ class IndexRegistry:
         Args:
             fingerprint: Of the bundle that queries are encoded with; another's indexes are refused.
             device: Where the indexes are searched.
+            gpus: As ``Index`` has it.
             updates: Whether the indexes take updates. No other process can update one meanwhile.
             compact_after: Changed records of an index, after which it is compacted.
         """
         self.loading: str | None = None
         self._fingerprint = fingerprint
         self._device = device
+        self._gpus = gpus
         self._served: dict[str, Served] = {}
         self._changing = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "index-load")
@@ -336,7 +340,14 @@ class IndexRegistry:
             self._retire(before)
         self._compact_again.pop(name, None)
         self._compact_if_due(name)
-        _log.info("index %s: version %s of %s serves, %d records", name, index.version, folder, index.count)
+        _log.info(
+            "index %s: version %s of %s serves, %d records, on %s",
+            name,
+            index.version,
+            folder,
+            index.count,
+            index.device,
+        )
 
     async def _open(self, name: str, folder: Path, expected: str | None) -> "_Opened | None":
         """Open a version in the loader's thread; None where it is the current one."""
@@ -345,6 +356,7 @@ class IndexRegistry:
             folder,
             self._fingerprint,
             self._device,
+            self._gpus,
             self._served.get(name),
             expected,
             updates=self._updates,
@@ -376,7 +388,8 @@ class _Opened:
 def _open_warm(
     folder: Path,
     fingerprint: str,
-    device: Device,
+    device: IndexDevice,
+    gpus: IndexGpus,
     current: Served | None,
     expected: str | None,
     *,
@@ -395,7 +408,7 @@ def _open_warm(
         writer = IndexUpdates(folder, fingerprint=fingerprint, device=device)
         opened = _Opened(writer.index, writer)
     else:
-        opened = _Opened(open_index(folder, fingerprint=fingerprint, device=device), None)
+        opened = _Opened(open_index(folder, fingerprint=fingerprint, device=device, gpus=gpus), None)
     try:
         _warm(opened.index)
     except BaseException:

@@ -10,9 +10,10 @@ import pytest
 
 from cognate import providers
 from cognate.bundle import Bundle
+from cognate.devices import Device
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
-from cognate.providers import PROVIDERS, Device, available_devices, tensorrt_options
+from cognate.providers import PROVIDERS, available_devices, tensorrt_options
 
 built = onnxruntime.get_available_providers()
 
