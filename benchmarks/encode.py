@@ -308,8 +308,8 @@ def main() -> None:
 
     if options.device == "cuda" and "cuda" not in available_devices():
         console.print(
-            "there is no CUDA to measure: this onnxruntime was built without it; install cognate[serve-gpu] and a "
-            "torch for CUDA in an environment of their own"
+            "there is no CUDA to measure: this onnxruntime was built without it; install cognate[serve-gpu] "
+            "and a torch for CUDA in an environment of their own"
         )
         return
 

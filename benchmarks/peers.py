@@ -73,7 +73,7 @@ def sentence_transformers_bf16(options: dict[str, Any]) -> Encode:
 
 
 def sentence_transformers_graphs(options: dict[str, Any], dtype: str = "float16") -> Encode:
-    """SentenceTransformer compiled; on CUDA each shape is a graph, replayed. Padded, so that there are few."""
+    """SentenceTransformer compiled; on CUDA each shape is a graph, so that texts are padded to few."""
     import torch
     from sentence_transformers import SentenceTransformer
 
