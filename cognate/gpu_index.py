@@ -76,13 +76,14 @@ def gpu_bytes(index: faiss.Index) -> int:
         return gpu_bytes(known.index)
     full = 4 * known.d
     if isinstance(known, faiss.IndexFlat):
-        return known.ntotal * full
+        return int(known.ntotal * full)
     if isinstance(known, faiss.IndexScalarQuantizer) and known.sq.qtype == faiss.ScalarQuantizer.QT_fp16:
-        return known.ntotal * full // 2
+        return int(known.ntotal * full // 2)
     if isinstance(known, _faiss.IndexHNSWCagra):
-        return known.ntotal * (full + 4 * int(known.hnsw.nb_neighbors(0)))
+        return int(known.ntotal * (full + 4 * known.hnsw.nb_neighbors(0)))
     if isinstance(known, (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)):
-        return known.ntotal * (known.code_size + 8) + known.nlist * (full + LIST_GROUP * known.code_size)
+        lists = known.nlist * (full + LIST_GROUP * known.code_size)
+        return int(known.ntotal * (known.code_size + 8) + lists)
     raise NotOnGpuError(
         "no GPU searches an index of this kind; build it with --kind cagra, ivf_flat or ivf_pq, or flat with "
         "--storage fp32 or fp16"
