@@ -34,6 +34,16 @@ def cognate_bulk(options: dict[str, Any]) -> Encode:
     return Encoder(options["bundle"], device=options["device"], bulk=True).encode
 
 
+def cognate_fp16(options: dict[str, Any]) -> Encode:
+    """The fp16 bundle, as a server uses it."""
+    return cognate(options | {"bundle": options["fp16_bundle"]})
+
+
+def cognate_bf16(options: dict[str, Any]) -> Encode:
+    """The bf16 bundle, as a server uses it."""
+    return cognate(options | {"bundle": options["bf16_bundle"]})
+
+
 def cognate_int8(options: dict[str, Any]) -> Encode:
     """The int8 bundle, as a server uses it."""
     return cognate(options | {"bundle": options["int8_bundle"]})
@@ -60,6 +70,39 @@ def sentence_transformers_fp16(options: dict[str, Any]) -> Encode:
 def sentence_transformers_bf16(options: dict[str, Any]) -> Encode:
     """SentenceTransformer in bfloat16."""
     return sentence_transformers_torch(options, "bfloat16")
+
+
+def sentence_transformers_graphs(options: dict[str, Any], dtype: str = "float16") -> Encode:
+    """SentenceTransformer compiled; on CUDA each shape is a graph, so that texts are padded to few."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(options["model"], device=options["device"], model_kwargs={"dtype": dtype})
+    model[0].auto_model = torch.compile(model[0].auto_model, mode="reduce-overhead", dynamic=False)
+    tokenize = model.tokenize
+
+    def padded(texts: list[str], **settings: Any) -> Any:
+        # As many texts and a multiple of 64 tokens, with nothing where there are fewer.
+        features = tokenize([*texts, *[""] * (BATCH - len(texts))], **settings)
+        tokens = features["input_ids"].shape[1]
+        more = min(options["max_length"], -(-tokens // 64) * 64) - tokens
+        return {name: torch.nn.functional.pad(values, (0, more)) for name, values in features.items()}
+
+    def encode(texts: list[str]) -> Any:
+        import numpy as np
+
+        order = sorted(range(len(texts)), key=lambda position: len(texts[position]), reverse=True)
+        vectors = np.empty((len(texts), options["dimension"]), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH):
+                batch = order[start : start + BATCH]
+                features = padded([texts[position] for position in batch])
+                features = {name: values.to(model.device) for name, values in features.items()}
+                found = model(features)["sentence_embedding"]
+                vectors[batch] = found[: len(batch)].float().cpu().numpy()
+        return vectors
+
+    return encode
 
 
 def sentence_transformers_onnx(options: dict[str, Any]) -> Encode:

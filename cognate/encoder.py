@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from cognate import vector_formats
 from cognate.batching import batches_by_length
 from cognate.bundle import Bundle, InputType
+from cognate.devices import Device
 from cognate.errors import CognateError
 from cognate.processors import available_cores
-from cognate.providers import OUTPUT, Device, open_session
+from cognate.providers import OUTPUT, open_session
 from cognate.tokenization import TextTokenizer, TokenizedText
 from cognate.vector_formats import VectorFormat
 
@@ -52,6 +53,7 @@ class Encoder:
         max_length: Tokens that are read of a text.
         max_batch_tokens: Tokens of a batch, padding included.
         max_batch_texts: Texts of a batch.
+        run_tokens: What a run of the model costs beside its tokens, counted in tokens.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Encoder:
             BULK_BATCH_TOKENS if one_core else self._provider.max_batch_tokens
         )
         self.max_batch_texts = self._provider.max_batch_texts
+        self.run_tokens = self._provider.run_tokens
         self._runs_at_once = threads if self.device == "cpu" else 1
         self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}

@@ -4,6 +4,7 @@ import errno
 import functools
 import itertools
 import json
+import logging
 import queue
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import faiss
 import numpy as np
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
+from cognate.devices import IndexDevice, IndexGpus, check_device
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, check, to_sql
+from cognate.gpu_index import DeviceVectors, GpuIndex, NotOnGpuError, gpu_count, to_gpus
 from cognate.index_kinds import (
     CODED,
     EXACT_SHARE,
@@ -35,10 +38,10 @@ from cognate.index_kinds import (
 )
 from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.matching import Matching
-from cognate.narrowing import Narrowing, narrowed_hits
+from cognate.narrowing import Narrowing, fetched_hits, narrowed_hits
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Hit, Record
-from cognate.searchable import check_search
+from cognate.searchable import check_search, check_shape
 
 VECTORS = "index.faiss"
 APPROXIMATE = "approximate.faiss"
@@ -53,7 +56,7 @@ SPLIT_BYTES = 256 * 1024 * 1024
 """An exact search for fewer queries than cores reads so many bytes of vectors, or more, in a thread for each
 core."""
 
-Device = Literal["auto", "cpu", "cuda"]
+_log = logging.getLogger(__name__)
 
 _decode = json.JSONDecoder().raw_decode
 """Reads what json.dumps wrote, in half of the time of json.loads, which looks for spaces around it."""
@@ -64,7 +67,7 @@ class IndexManifest(Manifest):
 
     Attributes:
         kind: How it is searched: "flat" compares with every vector; "hnsw", "ivf_flat", "ivf_pq",
-            "ivf_fastscan" or "factory" with some of them.
+            "ivf_fastscan", "cagra" or "factory" with some of them.
         parameters: Of the kind: the FAISS factory string; none where only full vectors are searched.
         metric: "cosine".
         dimension: Components of a vector.
@@ -81,7 +84,7 @@ class IndexManifest(Manifest):
 
     KIND: ClassVar[str] = "index"
     FORMAT_VERSION: ClassVar[int] = 1
-    LIBRARIES: ClassVar[tuple[str, ...]] = ("faiss-cpu", "faiss-gpu", "onnxruntime")
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "onnxruntime")
 
     kind: str
     parameters: dict[str, int | float | str]
@@ -301,7 +304,8 @@ class Index:
         folder: str | Path,
         *,
         fingerprint: str | None = None,
-        device: Device = "auto",
+        device: IndexDevice = "auto",
+        gpus: IndexGpus = "one",
     ) -> None:
         """Open an index and check every file of it. On the CPU its vectors are memory-mapped.
 
@@ -309,13 +313,17 @@ class Index:
             folder: Where it is.
             fingerprint: Of the bundle that queries are encoded with; None skips that check, for looking
                 at an index without its bundle.
-            device: "auto" takes a GPU where this faiss has one, else the CPU.
+            device: "cuda" searches on GPUs; "auto" does so where faiss sees one and the index can be there,
+                and else, with a warning where there is a GPU, on the CPU. Searches that are filtered,
+                paged, or that ask for more than 2,048 hits or candidates are the CPU's in any case.
+            gpus: "one", or all of them: "replicas" share the queries of a search, "shards" the vectors.
 
         Raises:
             ArtifactError: It is missing, no index, damaged or too new.
             FingerprintError: Its vectors are of another bundle.
-            CognateError: There is no such device.
+            CognateError: There is no such device, or the index cannot be there.
         """
+        check_device(device, IndexDevice)
         self.folder = Path(folder)
         self._version = version_of(self.folder)
         self.manifest = IndexManifest.read(self.folder)
@@ -325,34 +333,19 @@ class Index:
                 f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
                 "give the bundle that it was built with, or build it again"
             )
-        if device not in get_args(Device):
-            raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
-        gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-        if device == "cuda" and self.manifest.search:
-            raise CognateError(
-                f"device cuda was asked for, but {self.folder} is of kind {self.manifest.kind}, which is "
-                "searched on the CPU; build it with --kind flat, or use --device cpu"
-            )
-        if device == "cuda" and not gpus:
-            raise CognateError(
-                "device cuda was asked for, but this faiss sees no GPU; install cognate[serve-gpu] in an "
-                "environment of its own, or use --device cpu"
-            )
-        self._faiss: Any = _read_faiss(self.folder / VECTORS)
-        if self._faiss.d != self.manifest.dimension or self._faiss.ntotal != self.manifest.count:
+        self._flat: Any = _read_faiss(self.folder / VECTORS)
+        if self._flat.d != self.manifest.dimension or self._flat.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
-        # Where the others go to a GPU, these stay: filtered and paged searches are the CPU's.
-        self._flat: Any = self._faiss
         self._approximate: Approximate | None = None
         if self.manifest.search:
-            self._approximate = Approximate(_read_faiss(self.folder / APPROXIMATE), self._faiss)
+            self._approximate = Approximate(_read_faiss(self.folder / APPROXIMATE), self._flat)
             found = self._approximate
             if (found.dimension, found.count) != (self.manifest.dimension, self.manifest.count):
                 raise ArtifactError(
                     f"{self.folder / APPROXIMATE} does not fit its manifest; build the index again"
                 )
-        elif gpus and device != "cpu":
-            self._faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._faiss)
+        # Its vectors and lists stay on the CPU too: filtered and paged searches are done there.
+        self._gpu = None if device == "cpu" else self._to_gpus(device, gpus)
         kept = max(1, min(1024, FILTER_CACHE_BYTES // max(1, self.manifest.count // 8)))
         # A connection serves one thread at a time. All are opened now: later, another index may be here.
         self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
@@ -371,7 +364,9 @@ class Index:
 
     def close(self) -> None:
         """Close its files and unmap its vectors. No search may be under way, and none can come after."""
-        self._faiss = self._flat = self._approximate = None
+        if self._gpu:
+            self._gpu.close()
+        self._flat = self._approximate = self._gpu = None
         self._matching.cache_clear()
         while not self._connections.empty():
             self._connections.get().close()
@@ -390,6 +385,11 @@ class Index:
     def version(self) -> str:
         """What tells it from any other index: the first 12 digits of the sha256 of its manifest."""
         return self._version
+
+    @property
+    def device(self) -> str:
+        """Where it is searched: "cuda" or "cpu"."""
+        return "cuda" if self._gpu else "cpu"
 
     @property
     def count(self) -> int:
@@ -431,6 +431,33 @@ class Index:
         return narrowed_hits(
             self, vectors, top_k, narrowing or Narrowing(), accuracy=accuracy, min_score=min_score
         )
+
+    def search_on_device(
+        self, vectors: DeviceVectors, top_k: int = 10, *, accuracy: Accuracy = "balanced"
+    ) -> list[list[Hit]]:
+        """``search`` with vectors that a GPU calculated, without a trip of theirs through the host.
+
+        Where the index is not on a GPU, or the search is none for it, they are copied to the host.
+
+        Args:
+            vectors: As ``Encoder.forward_on_device`` gives them; finite, which is not looked at.
+            top_k: As ``search``.
+            accuracy: As ``search``.
+
+        Raises:
+            CognateError: As ``search``, but for what is not finite.
+        """
+        check_shape(tuple(vectors.shape()), top_k, accuracy, self.dimension)
+        self._check_open()
+        k = min(top_k, self.count)
+        parameters = self._parameters(k, accuracy)
+        if not k or not self._on_gpu(k, parameters):
+            return self.search(vectors.numpy(), top_k, accuracy=accuracy)
+        scores, rows = self._search_gpu(vectors, k, parameters)
+        if (rows < 0).any():
+            return self.search(vectors.numpy(), top_k, accuracy=accuracy)
+        scores, rows = _in_order(scores, rows)
+        return fetched_hits(self, list(zip(np.clip(scores, -1.0, 1.0), rows, strict=True)))
 
     def search_rows(
         self,
@@ -477,9 +504,13 @@ class Index:
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
+        parameters = self._parameters(k, accuracy)
+        if self._on_gpu(k, parameters):
+            scores, rows = self._search_gpu(vectors, k, parameters)
+        elif parameters is None or self._approximate is None:
             return self._exact_of_all(vectors, k)
-        scores, rows = self._approximate.search(vectors, k, self.manifest.search[accuracy])
+        else:
+            scores, rows = self._approximate.search(vectors, k, parameters)
         # The lists that were read may hold fewer, and a graph may lead to fewer.
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
@@ -489,14 +520,50 @@ class Index:
     def _exact_of_all(
         self, vectors: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        count, cores = int(self._faiss.ntotal), available_cores()
+        count, cores = int(self._flat.ntotal), available_cores()
         # FAISS gives a query to one thread, which does not read as fast as memory can be read.
-        if self._faiss is self._flat and len(vectors) < cores and 4 * count * self.dimension >= SPLIT_BYTES:
+        if len(vectors) < cores and 4 * count * self.dimension >= SPLIT_BYTES:
             edges = np.linspace(0, count, cores + 1).astype(np.int64).tolist()
             if k <= min(end - start for start, end in itertools.pairwise(edges)):
                 return _split_search(_full_vectors(self._flat), edges, vectors, k)
-        exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._faiss.search(vectors, k)
+        exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._flat.search(vectors, k)
         return exact
+
+    def _parameters(self, k: int, accuracy: Accuracy) -> SearchParameters | None:
+        """How a search for k rows is done; None where every vector is compared."""
+        if self._approximate is None or accuracy == "exact" or k * EXACT_SHARE > self.count:
+            return None
+        return self.manifest.search[accuracy]
+
+    def _on_gpu(self, k: int, parameters: SearchParameters | None) -> bool:
+        """Whether a search that nothing narrows is done on GPUs: of an approximate index, no exact one."""
+        if self._gpu is None or (parameters is None and self._approximate is not None):
+            return False
+        nprobe, rerank = (parameters.nprobe, parameters.rerank) if parameters else (None, None)
+        return self._gpu.takes(k, nprobe=nprobe, rerank=rerank)
+
+    def _search_gpu(
+        self, vectors: NDArray[np.float32] | DeviceVectors, k: int, parameters: SearchParameters | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        assert self._gpu is not None  # noqa: S101
+        return self._gpu.search(vectors, k, **(parameters.model_dump() if parameters else {}))
+
+    def _to_gpus(self, device: IndexDevice, gpus: IndexGpus) -> GpuIndex | None:
+        """Copy what is searched to GPUs; None where it stays on the CPU, as "auto" allows."""
+        if device == "auto" and not gpu_count():
+            return None
+        try:
+            if self._approximate is None:
+                return to_gpus(self._flat, gpus)
+            return to_gpus(
+                self._approximate.index, gpus, full=self._flat if self._approximate.reranks else None
+            )
+        except NotOnGpuError as error:
+            why = f"index device cuda was asked for, but {self.folder} cannot be there: {error}"
+            if device == "cuda":
+                raise NotOnGpuError(why) from None
+            _log.warning("%s is searched on the CPU: %s", self.folder, error)
+            return None
 
     def _exact_of(
         self, vectors: NDArray[np.float32], k: int, matching: Matching | None
@@ -581,7 +648,7 @@ class Index:
         return some
 
     def _check_open(self) -> None:
-        if self._faiss is None:
+        if self._flat is None:
             raise CognateError(f"the index {self.folder} is closed; open it again")
 
     @contextmanager

@@ -18,11 +18,12 @@ import pydantic
 from numpy.typing import NDArray
 
 from cognate.errors import CognateError
+from cognate.gpu_index import build_cagra, check_cagra, why_failed
 
 _faiss: Any = faiss
 """The stubs of faiss lack what its Python wrappers take."""
 
-Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"]
+Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan", "cagra"]
 Storage = Literal["fp32", "fp16", "int8"]
 
 FLAT_BYTES = 64 * 1024 * 1024
@@ -77,7 +78,10 @@ CODED = ("ivf_pq", "ivf_fastscan")
 """Kinds that hold codes."""
 
 _CODES = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
-_FULL = (faiss.IndexHNSWFlat, faiss.IndexIVFFlat, faiss.IndexFlat)
+_CAGRA = "CAGRA"
+"""Instead of a string of faiss.index_factory, which knows no CAGRA."""
+
+_FULL = (faiss.IndexHNSWFlat, _faiss.IndexHNSWCagra, faiss.IndexIVFFlat, faiss.IndexFlat)
 
 
 class SearchParameters(pydantic.BaseModel, frozen=True):
@@ -153,6 +157,10 @@ class Layout:
             raise CognateError(
                 f"{self.kind} has its own storage, codes of a quarter byte a number; leave it out"
             )
+        if self.kind == "cagra":
+            if self.storage != "fp32":
+                raise CognateError("cagra walks full vectors; leave the storage out")
+            check_cagra()
         if self.factory is not None:
             if self.kind not in ("auto", "flat") or self.storage != "fp32":
                 raise CognateError("a factory string says both kind and storage; give it without them")
@@ -178,7 +186,7 @@ class Layout:
         """The FAISS index that finds candidates.
 
         Returns:
-            A string of faiss.index_factory; None where the full vectors are all that is needed.
+            A string of faiss.index_factory, or "CAGRA"; None where the full vectors are all that is needed.
 
         Raises:
             CognateError: There are too few vectors to learn the kind from.
@@ -186,6 +194,8 @@ class Layout:
         if self.factory is not None:
             return self.factory
         lists = max(1, min(round(LISTS_PER_ROOT * math.sqrt(count)), count // MIN_PER_LIST))
+        if self.kind == "cagra":
+            return _CAGRA
         if self.kind == "hnsw":
             return f"HNSW{LINKS},{_CODES[self.storage]}"
         if self.kind == "ivf_flat":
@@ -224,7 +234,7 @@ def new_index(factory: str, dimension: int) -> faiss.Index:
     except (RuntimeError, TypeError) as error:
         raise CognateError(
             f"FAISS makes no index of {dimension} dimensions from the factory string {factory!r}: "
-            f"{_why(error)}"
+            f"{why_failed(error)}"
         ) from None
 
 
@@ -232,12 +242,14 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     """Learn an index from a sample of vectors, and add all of them.
 
     Args:
-        factory: Of faiss.index_factory.
+        factory: Of faiss.index_factory, or "CAGRA".
         vectors: float32, shape (count, dimension), count at least 1; may be memory-mapped.
 
     Raises:
         CognateError: FAISS cannot build it, such as from too few vectors.
     """
+    if factory == _CAGRA:
+        return build_cagra(vectors)
     index = new_index(factory, vectors.shape[1])
     graph = faiss.downcast_index(index)
     if isinstance(graph, faiss.IndexHNSW):
@@ -260,7 +272,7 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
             index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
     except RuntimeError as error:
         raise CognateError(
-            f"FAISS cannot build {factory!r} from {len(vectors)} records: {_why(error)}"
+            f"FAISS cannot build {factory!r} from {len(vectors)} records: {why_failed(error)}"
         ) from None
     return index
 
@@ -305,6 +317,12 @@ class Approximate:
     def dimension(self) -> int:
         """Components of a vector."""
         return int(self._index.d)
+
+    @property
+    def index(self) -> faiss.Index:
+        """What finds candidates, without the full vectors that score them again."""
+        found: faiss.Index = self._index
+        return found
 
     @property
     def borrows(self) -> bool:
@@ -391,12 +409,7 @@ class Approximate:
 
 
 def _borrows(index: faiss.Index) -> bool:
-    return isinstance(faiss.downcast_index(index), faiss.IndexHNSWFlat)
-
-
-def _why(error: Exception) -> str:
-    """The end of FAISS's message: what it says before is where in its source."""
-    return str(error).strip().splitlines()[-1].rpartition("Error: ")[2].rpartition("failed: ")[2]
+    return isinstance(faiss.downcast_index(index), (faiss.IndexHNSWFlat, _faiss.IndexHNSWCagra))
 
 
 def _memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

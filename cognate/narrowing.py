@@ -119,7 +119,15 @@ def narrowed_hits(
     min_score: float | None,
 ) -> list[list[Hit]]:
     """As ``narrowed_rows``, with the records."""
-    found = narrowed_rows(index, vectors, top_k, narrowing, accuracy=accuracy, min_score=min_score)
+    return fetched_hits(
+        index, narrowed_rows(index, vectors, top_k, narrowing, accuracy=accuracy, min_score=min_score)
+    )
+
+
+def fetched_hits(
+    index: Searchable, found: Sequence[tuple[NDArray[np.float32], NDArray[Any]]]
+) -> list[list[Hit]]:
+    """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
     wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
     records = index.fetch({row for hits in wanted for _, row in hits})
     return [

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cognate.devices import IndexDevice
 from cognate.errors import CognateError
-from cognate.index import Device
 from cognate.milvus.location import MilvusLocation, MilvusOptions
 from cognate.searchable import Searchable, index_location
 from cognate.updates import IndexUpdates
@@ -20,7 +20,7 @@ def open_index(
     location: str | Path | MilvusLocation,
     *,
     fingerprint: str | None = None,
-    device: Device = "auto",
+    device: IndexDevice = "auto",
     milvus: MilvusOptions | None = None,
 ) -> Searchable:
     """Open an index, in a folder with the updates that it has, or in Milvus.

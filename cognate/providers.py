@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
 
 import onnxruntime
 
 from cognate.bundle import Bundle
+from cognate.devices import Device, check_device
 from cognate.errors import ArtifactError, CognateError
-
-Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml"]
 
 OUTPUT = "sentence_embedding"
 
@@ -33,6 +31,7 @@ class Provider:
         package: What to install where onnxruntime has not got it.
         max_batch_tokens: Tokens of a batch, padding included.
         max_batch_texts: Texts of a batch.
+        run_tokens: What a run of the model costs beside its tokens, counted in tokens.
         length_multiple: Batches are padded to a multiple of so many tokens, so that there are few shapes
             to choose kernels and take memory for.
         memory: Where the vectors lie when a run ends, by onnxruntime's name.
@@ -46,6 +45,7 @@ class Provider:
     package: str
     max_batch_tokens: int = 512
     max_batch_texts: int = 64
+    run_tokens: int = 4
     length_multiple: int = 1
     memory: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +68,7 @@ PROVIDERS = {
             "cognate[serve-gpu]",
             max_batch_tokens=65536,
             max_batch_texts=1024,
+            run_tokens=4096,
             length_multiple=16,
             memory="cuda",
             options=_CUDA,
@@ -78,6 +79,7 @@ PROVIDERS = {
             "cognate[serve-gpu] and tensorrt",
             max_batch_tokens=65536,
             max_batch_texts=1024,
+            run_tokens=4096,
             length_multiple=16,
             memory="cuda",
             before=("CUDAExecutionProvider",),
@@ -106,6 +108,21 @@ def available_devices() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider.name in built]
 
 
+def check_available(device: Device) -> None:
+    """Refuse a device that this onnxruntime was not built for.
+
+    Raises:
+        CognateError: It is unknown, or not there.
+    """
+    check_device(device)
+    available = available_devices()
+    if device != "auto" and device not in available:
+        raise CognateError(
+            f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}; "
+            f"install {PROVIDERS[device].package} in an environment of its own, or use --device cpu"
+        )
+
+
 def open_session(
     bundle: Bundle, device: Device, threads: int
 ) -> tuple[Provider, onnxruntime.InferenceSession]:
@@ -123,16 +140,10 @@ def open_session(
         CognateError: The device is unknown, not in this onnxruntime, or does not start.
         ArtifactError: The graph cannot be run.
     """
-    if device not in get_args(Device):
-        raise CognateError(f"there is no device {device!r}; choose one of {', '.join(get_args(Device))}")
+    check_available(device)
     available = available_devices()
     if device != "auto":
         provider = PROVIDERS[device]
-        if device not in available:
-            raise CognateError(
-                f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}; "
-                f"install {provider.package} in an environment of its own, or use --device cpu"
-            )
         return provider, _open(bundle, provider, threads)
     first, *others = [PROVIDERS[name] for name in AUTO if name in available]
     for other in others:

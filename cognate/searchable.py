@@ -58,6 +58,10 @@ class Searchable(Protocol):
         """Components of a vector."""
 
     @property
+    def device(self) -> str:
+        """Where it is searched: "cpu", "cuda", "milvus"."""
+
+    @property
     def remote(self) -> bool:
         """Whether a search waits for another machine, rather than keeps this one busy."""
 
@@ -112,15 +116,22 @@ def check_search(vectors: NDArray[np.float32], top_k: int, accuracy: Accuracy, d
         CognateError: top_k is less than 1, there is no such accuracy, or the vectors have another dimension
             or are not finite.
     """
+    check_shape(vectors.shape, top_k, accuracy, dimension)
+    if not np.isfinite(vectors).all():
+        raise CognateError("a query vector has a component that is not finite")
+
+
+def check_shape(shape: tuple[int, ...], top_k: int, accuracy: Accuracy, dimension: int) -> None:
+    """``check_search`` of vectors that cannot be looked at.
+
+    Raises:
+        CognateError: As that, but for what is not finite.
+    """
     if top_k < 1:
         raise CognateError(f"top_k is {top_k}; it must be at least 1")
     if accuracy not in get_args(Accuracy):
         raise CognateError(
             f"there is no accuracy {accuracy!r}; choose one of {', '.join(get_args(Accuracy))}"
         )
-    if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise CognateError(
-            f"the query vectors have shape {vectors.shape}; the index needs (queries, {dimension})"
-        )
-    if not np.isfinite(vectors).all():
-        raise CognateError("a query vector has a component that is not finite")
+    if len(shape) != 2 or shape[1] != dimension:
+        raise CognateError(f"the query vectors have shape {shape}; the index needs (queries, {dimension})")

@@ -28,10 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.artifact import publishing, sync_path
+from cognate.devices import IndexDevice, IndexGpus
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, to_sql
-from cognate.index import Device, Index, IndexManifest, IndexWriter, attributes_text, version_of
+from cognate.index import Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
 from cognate.records import MAX_ID_BYTES, Accuracy, Record
@@ -83,13 +84,20 @@ def state_of(folder: Path) -> State:
     return state
 
 
-def open_index(folder: str | Path, *, fingerprint: str | None = None, device: Device = "auto") -> Index:
+def open_index(
+    folder: str | Path,
+    *,
+    fingerprint: str | None = None,
+    device: IndexDevice = "auto",
+    gpus: IndexGpus = "one",
+) -> Index:
     """Open an index with the updates that it has, as they are now.
 
     Args:
         folder: The index's.
         fingerprint: As ``Index`` has it.
         device: As ``Index`` has it. An index with updates is searched on the CPU.
+        gpus: As ``Index`` has it.
 
     Raises:
         ArtifactError: The index or its updates are missing, damaged, too new or of another index.
@@ -101,7 +109,7 @@ def open_index(folder: str | Path, *, fingerprint: str | None = None, device: De
     while True:
         log = read_log(updates_folder(folder))
         if log is None:
-            return Index(folder, fingerprint=fingerprint, device=device)
+            return Index(folder, fingerprint=fingerprint, device=device, gpus=gpus)
         before, (state, changes) = state, log
         try:
             return UpdatedIndex(folder, state, changes, fingerprint=fingerprint, device=device)
@@ -155,7 +163,7 @@ class UpdatedIndex(Index):
         changes: Iterable[Change],
         *,
         fingerprint: str | None = None,
-        device: Device = "auto",
+        device: IndexDevice = "auto",
     ) -> None:
         """Open the base, and put the changes on top of it.
 
@@ -173,7 +181,7 @@ class UpdatedIndex(Index):
         if device == "cuda":
             raise CognateError(
                 f"device cuda was asked for, but {folder} has updates, and with them it is searched on the "
-                "CPU; use --device cpu"
+                "CPU; use --index-device cpu"
             )
         base = updates_folder(folder) / state.base if state.base else folder
         super().__init__(base, fingerprint=fingerprint, device="cpu")
@@ -458,7 +466,7 @@ class IndexUpdates:
     index: UpdatedIndex
 
     def __init__(
-        self, folder: str | Path, *, fingerprint: str | None = None, device: Device = "auto"
+        self, folder: str | Path, *, fingerprint: str | None = None, device: IndexDevice = "auto"
     ) -> None:
         """Open an index to update it, and remove what a killed compaction left.
 
@@ -702,10 +710,12 @@ def _check_root(folder: Path, version: str, state: State) -> None:
 
 
 def _layout_of(manifest: IndexManifest) -> Layout:
-    """The layout to build an index again with, so that it stays of its kind."""
+    """The layout to build an index again with, so that it stays of its kind; cagra, without a GPU, hnsw."""
     recall = manifest.recall_target or Layout().recall
     if manifest.kind == "factory":
         return Layout(factory=str(manifest.parameters["factory"]), recall=recall)
     kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+    # The process that compacts need not have the GPU.
+    kinds["cagra"] = "hnsw"
     storages: dict[str, Storage] = {"fp16": "fp16", "int8": "int8"}
     return Layout(kinds[manifest.kind], storages.get(manifest.storage, "fp32"), None, recall)

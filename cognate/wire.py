@@ -259,7 +259,7 @@ class ServerInfo:
         model: The model.
         limits: The limits.
         versions: Of what runs, by name: cognate, onnxruntime, faiss, python.
-        device: Where the model runs: "cpu" or "cuda".
+        device: Where the model runs: "cpu", "cuda", "tensorrt", …
     """
 
     model: ModelDescription

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.artifact import check_destination, publishing
-from cognate.encoder import Device, Encoder
+from cognate.devices import Device
+from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
@@ -52,6 +53,7 @@ class Tally:
         reused: Records whose vectors this run took from the index to reuse.
         repeated: Records of this run whose text an earlier record has, and which were not encoded again.
         replaced: Records that a later one with the same id took the place of.
+        device: Where it encodes; empty before it begins.
     """
 
     expected: int | None = None
@@ -61,6 +63,7 @@ class Tally:
     reused: int = 0
     repeated: int = 0
     replaced: int = 0
+    device: str = ""
 
 
 def work_folder_of(destination: Path) -> Path:
@@ -146,6 +149,7 @@ def build(
         with _open_work(folder, encoder.dimension, settings, keep=records.repeatable) as work:
             tally.resumed = tally.kept = work.count
             tally.replaced = work.replaced
+            tally.device = encoder.device
             tally.expected = records.expected
             if on_start:
                 on_start(tally)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cognate.encoder import Device, Encoder
+from cognate.devices import Device
+from cognate.encoder import Encoder
 from cognate.errors import CognateError, RecordError
 from cognate.milvus.location import MilvusLocation
 from cognate.opening import open_updates
@@ -28,6 +29,7 @@ class Updated:
         revision: Of the index, now.
         count: Records that the index holds now.
         changed: Of them, what was written or deleted since it was last compacted.
+        device: Where the texts were encoded.
     """
 
     inserted: int
@@ -37,6 +39,7 @@ class Updated:
     revision: int
     count: int
     changed: int
+    device: str
 
 
 def update(
@@ -89,6 +92,7 @@ def update(
             revision=batches[-1].revision,
             count=updates.index.count,
             changed=updates.changed,
+            device=encoder.device,
         )
     finally:
         updates.close()

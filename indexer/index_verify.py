@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cognate.encoder import Device, Encoder
+from cognate.devices import Device
+from cognate.encoder import Encoder
 from cognate.opening import open_index
 
 
@@ -19,12 +20,14 @@ class Verified:
         min_cosine: The smallest cosine between a record's two vectors; 1.0 where the index is empty.
         mean_cosine: Their mean.
         worst_id: The id of the record with the smallest one; None where the index is empty.
+        device: Where they were encoded.
     """
 
     samples: int
     min_cosine: float
     mean_cosine: float
     worst_id: str | None
+    device: str
 
 
 def verify(
@@ -46,10 +49,12 @@ def verify(
     with closing(open_index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
         rows = opened.sample_rows(samples)
         if not rows:
-            return Verified(0, 1.0, 1.0, None)
+            return Verified(0, 1.0, 1.0, None, encoder.device)
         found = opened.fetch(rows)
         records = [found[row] for row in rows]
         again = encoder.encode([record.text for record in records])
         cosines = (opened.vectors(rows) * again).sum(axis=1)
         worst = int(np.argmin(cosines))
-        return Verified(len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id)
+        return Verified(
+            len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id, encoder.device
+        )

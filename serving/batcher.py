@@ -16,15 +16,9 @@ from cognate.encoder import Encoder, TokenizedText
 from cognate.processors import give_way
 from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 65536}
-"""Tokens of a batch, padding included, by device. On a CPU more are no faster, and hold up who comes next."""
-
 WAIT_MARGIN = 1.75
 """By how much the wait before a call is thought longer than counted: later texts of a like length join the
 batches before it, and what is encoded too late is work for nobody."""
-
-RUN_TOKENS = {"cpu": 4, "cuda": 4096}
-"""What a run of the model costs beside its tokens, counted in tokens, by device."""
 
 QUEUE_BATCHES = 128
 """Full batches that may wait."""
@@ -155,7 +149,7 @@ class Batcher:
             max_queue_tokens: None: 128 full batches.
             on_batch: Called with each batch that the model ran, and the seconds it took.
         """
-        self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS[encoder.device]
+        self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
         self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
         self.max_length = encoder.max_length
         self._encoder = encoder
@@ -164,7 +158,7 @@ class Batcher:
             max_queue_tokens=self.max_queue_tokens,
             max_batch_tokens=self.max_batch_tokens,
             max_batch_texts=encoder.max_batch_texts,
-            run_tokens=RUN_TOKENS[encoder.device],
+            run_tokens=encoder.run_tokens,
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()

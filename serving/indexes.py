@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self,
 
 import numpy as np
 
+from cognate.devices import IndexDevice, IndexGpus
 from cognate.errors import ArtifactError, CognateError
-from cognate.index import Device, Index
+from cognate.index import Index
 from cognate.milvus.location import MilvusLocation, MilvusOptions
 from cognate.opening import open_milvus, stands_for
 from cognate.searchable import Location, Searchable
@@ -125,7 +126,8 @@ class IndexRegistry:
         self,
         *,
         fingerprint: str,
-        device: Device = "auto",
+        device: IndexDevice = "auto",
+        gpus: IndexGpus = "one",
         updates: bool = False,
         compact_after: int = 10_000,
         milvus: MilvusOptions = MilvusOptions(),  # noqa: B008, for it is frozen
@@ -135,6 +137,7 @@ class IndexRegistry:
         Args:
             fingerprint: Of the bundle that queries are encoded with; another's indexes are refused.
             device: Where the indexes are searched.
+            gpus: As ``Index`` has it.
             updates: Whether the indexes take updates. No other process can update one meanwhile.
             compact_after: Changed records of an index, after which it is compacted.
             milvus: How to talk to Milvus, for the indexes that are there.
@@ -142,6 +145,7 @@ class IndexRegistry:
         self.loading: str | None = None
         self._fingerprint = fingerprint
         self._device = device
+        self._gpus = gpus
         self._milvus = milvus
         # Names whose alias could not be looked up, and was told of.
         self._unfollowed: set[str] = set()
@@ -379,7 +383,14 @@ class IndexRegistry:
             self._retire(before)
         self._compact_again.pop(name, None)
         self._compact_if_due(name)
-        _log.info("index %s: version %s of %s serves, %d records", name, index.version, location, index.count)
+        _log.info(
+            "index %s: version %s of %s serves, %d records, on %s",
+            name,
+            index.version,
+            location,
+            index.count,
+            index.device,
+        )
 
     async def _open(self, name: str, location: Location, expected: str | None) -> "_Opened | None":
         """Open a version in the loader's thread; None where it is the current one."""
@@ -388,6 +399,7 @@ class IndexRegistry:
             location,
             self._fingerprint,
             self._device,
+            self._gpus,
             self._milvus,
             self._served.get(name),
             expected,
@@ -420,7 +432,8 @@ class _Opened:
 def _open_warm(
     location: Location,
     fingerprint: str,
-    device: Device,
+    device: IndexDevice,
+    gpus: IndexGpus,
     milvus: MilvusOptions,
     current: Served | None,
     expected: str | None,
@@ -442,7 +455,7 @@ def _open_warm(
         writer = IndexUpdates(folder, fingerprint=fingerprint, device=device)
         opened = _Opened(writer.index, writer)
     else:
-        opened = _Opened(open_index(folder, fingerprint=fingerprint, device=device), None)
+        opened = _Opened(open_index(folder, fingerprint=fingerprint, device=device, gpus=gpus), None)
     try:
         _warm(opened.index)
     except BaseException:

@@ -20,6 +20,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cognate.devices import index_device
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
 from cognate.processors import give_way
@@ -128,10 +129,12 @@ class Server:
                 settings.tls_certificate, settings.tls_key, settings.tls_client_ca
             )
         encoder = await _load_model(settings)
+        _log.info("the model runs on %s", encoder.device)
         async with contextlib.AsyncExitStack() as stack:
             indexes = IndexRegistry(
                 fingerprint=encoder.fingerprint,
-                device=settings.device,
+                device=settings.index_device or index_device(settings.device),
+                gpus=settings.index_gpus,
                 updates=settings.updates,
                 compact_after=settings.compact_after,
                 milvus=settings.milvus,

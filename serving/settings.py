@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic_settings import (
@@ -15,6 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cognate.devices import Device, IndexDevice, IndexGpus
 from cognate.errors import CognateError
 from cognate.milvus.location import Consistency, MilvusOptions
 from cognate.searchable import Location, index_location
@@ -58,7 +59,10 @@ class Settings(BaseSettings):
             beside each index, and no other process can update it meanwhile.
         compact_after: Records that were written or deleted, after which an index is written anew with them
             in it, in the background.
-        device: Where model and indexes run: "auto" takes CUDA where it is there.
+        device: Where the model runs: "auto" takes CUDA where it is there.
+        index_device: Where the indexes are searched. None: on CUDA where ``device`` is "cuda" or "tensorrt",
+            on the CPU where it is another, by what is there where it is "auto".
+        index_gpus: The GPUs of an index there: the first, all with a copy each, or all with a part each.
         threads: For one run of the model on the CPU. None: as many as there are cores to use.
         max_texts: Texts or queries of a call.
         max_text_bytes: Bytes of UTF-8 of a text.
@@ -114,7 +118,9 @@ class Settings(BaseSettings):
     compact_after: int = pydantic.Field(default=10_000, ge=1, le=2**31 - 1)
     host: str = pydantic.Field(default="127.0.0.1", min_length=1)
     port: int = pydantic.Field(default=50051, ge=0, le=65535)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
+    index_device: IndexDevice | None = None
+    index_gpus: IndexGpus = "one"
     threads: int | None = pydantic.Field(default=None, ge=1, le=1024)
     max_texts: int = pydantic.Field(default=1024, ge=1, le=65536)
     max_text_bytes: int = pydantic.Field(default=64 * 1024, ge=1, le=16 * 1024 * 1024)

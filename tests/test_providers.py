@@ -10,9 +10,11 @@ import pytest
 
 from cognate import providers
 from cognate.bundle import Bundle
+from cognate.cli import app
+from cognate.devices import Device, index_device
 from cognate.encoder import Encoder
 from cognate.errors import CognateError
-from cognate.providers import PROVIDERS, Device, available_devices, tensorrt_options
+from cognate.providers import PROVIDERS, available_devices, tensorrt_options
 
 built = onnxruntime.get_available_providers()
 
@@ -89,3 +91,50 @@ def test_vectors_of_a_gpu_are_those_of_the_cpu(tiny_bundle: Path) -> None:
     gpu = Encoder(tiny_bundle, device="cuda")
     np.testing.assert_allclose(gpu.encode(texts), Encoder(tiny_bundle, device="cpu").encode(texts), atol=1e-5)
     assert gpu.forward_on_device([[2, 3]]).device_name() == "cuda"
+
+
+MISSING = [name for name, provider in PROVIDERS.items() if provider.name not in built]
+
+
+@pytest.mark.parametrize("device", MISSING)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "index build {records} --bundle {bundle} --out {out}",
+        "index update {index} --bundle {bundle} --upsert {records}",
+        "index verify {index} --bundle {bundle}",
+        "evaluate {bundle} --queries {records} --index {records}",
+        "serve --bundle {bundle} --port 0",
+        "demo --out {out} --once",
+    ],
+)
+def test_every_command_refuses_a_device_that_is_not_there(
+    command: str, device: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"id": "a", "text": "open the door", "label": "x"}\n')
+    words = command.format(
+        records=records, bundle=tiny_bundle, out=tmp_path / "out", index=tmp_path / "index"
+    )
+    with pytest.raises(CognateError, match=rf"device {device} was asked for, .*; install .*--device cpu"):
+        app([*words.split(), "--device", device], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_torch_is_on_none_of_onnxruntimes_devices(tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"id": "a", "text": "open the door", "label": "x"}\n')
+    words = ["evaluate", "minilm", "--queries", str(records), "--index", str(records), "--device", "openvino"]
+    with pytest.raises(
+        CognateError, match="device openvino was asked for, but minilm is no bundle and runs in"
+    ):
+        app(words, standalone_mode=False)
+
+
+def test_indexes_follow_the_model_to_cuda_and_else_stay_on_the_cpu() -> None:
+    assert {device: index_device(device) for device in get_args(Device)} == {
+        "auto": "auto",
+        "cuda": "cuda",
+        "tensorrt": "cuda",
+        **dict.fromkeys(("cpu", "openvino", "coreml", "directml"), "cpu"),
+    }

@@ -108,4 +108,4 @@ class _Cpu:
         # A smaller one after a larger one tells nothing new.
         if self._taken is None or size > self._taken[0]:
             self._taken = size, taken
-        return taken <= self._free
+        return bool(taken <= self._free)

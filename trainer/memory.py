@@ -13,7 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def free_memory(cgroup: Path = CGROUP) -> int:
     """Bytes that this process may still take: of the machine, and of its control group (version 2, or 1)."""
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -140,7 +140,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
             save_strategy="no",
             fp16=settings.precision == "fp16",
             dataloader_num_workers=settings.num_workers,
-            report_to=settings.loggers or "none",
+            report_to=[*settings.loggers] or "none",
             logging_steps=1,
             disable_tqdm=True,
             # A batch goes through the model in parts, and none may write to what another has saved.
@@ -230,6 +230,7 @@ def find_batch_size(model: SentenceTransformer, data: TrainingData, settings: Tr
             }
             for texts in zip(*rows, strict=True)
         ]
+        labels: torch.Tensor | None
         if data.tuples is None:
             labels = torch.arange(size) // settings.records_per_label % data.labels
         else:

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from cognate.cli.device import EncodeDevice
 from cognate.cli.search import hits_table
 from cognate.cli.terminal import metrics_table, needs, out, progress_bar
 from cognate.client import Client
@@ -36,6 +37,7 @@ def demo(
         "cognate-demo"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = DEFAULT_PORT,
+    device: EncodeDevice = "auto",
     once: Annotated[bool, typer.Option("--once", help="Stop the server at the end, and exit.")] = False,
 ) -> None:
     """Run the whole pipeline on the sample data: train, export, index, serve, search.
@@ -47,6 +49,9 @@ def demo(
         import exporter
         import indexer
         import trainer
+        from cognate.providers import check_available
+    check_available(device)
+    there = "" if device == "auto" else f" --device {device}"
 
     data, checkpoint, bundle, index = (folder / name for name in ("data", "checkpoint", "bundle", "index"))
     data.mkdir(parents=True, exist_ok=True)
@@ -102,12 +107,13 @@ def demo(
 
     with _step(
         "3. Build the index",
-        f"cognate index build {data}/index.jsonl --bundle {bundle} --out {index} --force",
+        f"cognate index build {data}/index.jsonl --bundle {bundle} --out {index} --force{there}",
     ):
-        built = indexer.build(data / "index.jsonl", bundle, index, force=True, restart=True)
+        built = indexer.build(data / "index.jsonl", bundle, index, device=device, force=True, restart=True)
     out.print(f"   {built.count} records, {built.kind} (exact), {built.dimension} dimensions\n")
 
     serving = ["cognate", "serve", "--bundle", str(bundle), "--index", str(index), "--port", str(port)]
+    serving += shlex.split(there)
     target = f"localhost:{port}"
     with contextlib.ExitStack() as stack:
         with _step("4. Serve", shlex.join(serving)):

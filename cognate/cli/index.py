@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from cognate.cli.connection import TARGET, Target, Tls, TlsCa, TlsClient, connect
+from cognate.cli.device import EncodeDevice
 from cognate.cli.rejects import OnError, RejectsFile, keep_rejects, rejects_path
 from cognate.cli.terminal import job_progress, needs, note, out, print_json, progress_bar
 from cognate.errors import CognateError
@@ -55,9 +56,9 @@ def build(
         Literal["faiss", "milvus"] | None,
         typer.Option(help="What keeps the index: a folder with FAISS, or Milvus. [default: as --out says]"),
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    device: EncodeDevice = "auto",
     kind: Annotated[
-        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan"],
+        Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan", "cagra"],
         typer.Option(help="flat is exact; the others are quicker or smaller; auto chooses by size."),
     ] = "auto",
     storage: Annotated[
@@ -119,6 +120,7 @@ def build(
                 note(f"going on with the job that was interrupted: {tally.resumed:,} records are done")
             if records == [STDIN]:
                 note("standard input cannot be read again: if this job is interrupted, it cannot be resumed")
+            note(f"encoding on {tally.device}")
             progress.begin(tally.resumed, tally.expected)
 
         def advance(count: int) -> None:
@@ -199,7 +201,7 @@ def update(
         typer.Option(help="Records to write, each in the place of the one with its id; - is standard input."),
     ] = None,
     delete: Annotated[Path | None, typer.Option(help="Ids to delete before, one on each line.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    device: EncodeDevice = "auto",
     on_error: OnError = "stop",
     rejects: RejectsFile = None,
     as_json: AsJson = False,
@@ -231,6 +233,7 @@ def update(
         f"{folder}: {updated.inserted:,} records inserted, {updated.replaced:,} replaced, "
         f"{updated.deleted:,} deleted; it holds {updated.count:,}"
     )
+    note(f"encoded on {updated.device}")
     if updated.superseded:
         note(f"{updated.superseded} records had an id that a later one has too, and the last counts")
     if skipped:
@@ -401,7 +404,7 @@ def verify(
     min_cosine: Annotated[
         float, typer.Option(min=-1, max=1, help="How near to its vector in the index each must be.")
     ] = 0.999,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to encode.")] = "auto",
+    device: EncodeDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Check an index file by file, and encode samples of its records again to compare their vectors.
@@ -423,6 +426,7 @@ def verify(
         f"{folder}: {verified.samples:,} records were encoded again; the smallest cosine with the vector in "
         f"the index is {verified.min_cosine:.6f}, the mean {verified.mean_cosine:.6f}"
     )
+    note(f"encoded on {verified.device}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cognate.cli.terminal import needs, note, print_json
+from cognate.devices import Device, IndexDevice, IndexGpus
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,15 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [default: 50051]")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None,
-        typer.Option(help="Where model and indexes run. [default: auto]"),
+        Device | None,
+        typer.Option(help="Where the model runs: auto is cuda where it starts, else cpu. [default: auto]"),
+    ] = None,
+    index_device: Annotated[
+        IndexDevice | None, typer.Option(help="Where indexes are searched. [default: as the model]")
+    ] = None,
+    index_gpus: Annotated[
+        IndexGpus | None,
+        typer.Option(help="An index on one GPU, or on all: as copies, or in parts. [default: one]"),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the model. [default: the cores there are]")
@@ -155,6 +163,8 @@ def serve(
         host=host,
         port=port,
         device=device,
+        index_device=index_device,
+        index_gpus=index_gpus,
         threads=threads,
         max_texts=max_texts,
         max_text_bytes=max_text_bytes,

@@ -2,7 +2,7 @@
 
 import json
 
-from cognate.filters import LABEL, And, Exists, Filter, In, Not, Or, Path, Prefix, Range, Value
+from cognate.filters import LABEL, And, Contains, Exists, Filter, In, Not, Or, Path, Prefix, Range, Value
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
@@ -35,12 +35,15 @@ def _expression(filter: Filter, *, negated: bool) -> str:  # noqa: A002
     return f"({missing})" if isinstance(filter, Exists) else f"({missing} or not {condition})"
 
 
-def _condition(condition: In | Range | Prefix | Exists) -> str:
+def _condition(condition: In | Range | Prefix | Exists | Contains) -> str:
     field = _field(condition.field)
     match condition:
         case In(_, values):
             # Not Milvus's `in`: milvus-lite has it for fields alone, not for what is in them.
             return _joined(" or ", [f"{field} == {_literal(value)}" for value in values])
+        case Contains(_, values):
+            # Not json_contains, which in milvus-lite takes no number below zero.
+            return f"json_contains_any({field}, [{', '.join(map(_literal, values))}])"
         case Range():
             return _joined(
                 " and ", [f"{field} {operator} {_literal(value)}" for operator, value in condition.bounds()]

@@ -104,6 +104,11 @@ class MilvusIndex:
         return self.manifest.dimension
 
     @property
+    def device(self) -> str:
+        """Milvus's own."""
+        return "milvus"
+
+    @property
     def remote(self) -> bool:
         """True: a search waits for Milvus."""
         return True

@@ -11,7 +11,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cognate.bundle import Bundle
-from cognate.filters import LABEL, And, Filter, FilterError, In, Not, Or, Prefix, Range, check, parse
+from cognate.filters import (
+    LABEL,
+    And,
+    Contains,
+    Filter,
+    FilterError,
+    In,
+    Not,
+    Or,
+    Prefix,
+    Range,
+    check,
+    parse,
+)
 from cognate.milvus.expressions import to_expression
 from cognate.milvus.index import MilvusIndex
 from cognate.records import Record
@@ -78,6 +91,9 @@ def expected(filter: Filter) -> set[str]:  # noqa: A002
         "a > 0",
         "a >= -3 and a < 2",
         'a > "1"',
+        "a contains 2",
+        'a contains ("b", "a")',
+        "not a contains 2",
         "exists a",
         "not exists a",
         "exists b.a",
@@ -128,7 +144,7 @@ def alike_in_lite(filter: Filter, *, negated: bool = False) -> bool:  # noqa: A0
             return all(alike_in_lite(one, negated=negated) for one in filters)
         case Not(inner):
             return alike_in_lite(inner, negated=not negated)
-        case In(_, values):
+        case In(_, values) | Contains(_, values):
             return not any(isinstance(value, bool) or value in (0, 1) for value in values)
         case Range(field) | Prefix(field):
             return not negated or field == LABEL

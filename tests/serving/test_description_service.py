@@ -1,8 +1,9 @@
 """GetInfo over a real socket."""
 
 from cognate.encoder import Encoder
+from cognate.providers import PROVIDERS
 from cognate.v1 import info_pb2
-from serving.batcher import BATCH_TOKENS, QUEUE_BATCHES
+from serving.batcher import QUEUE_BATCHES
 from tests.serving.servers import Stubs
 
 
@@ -21,8 +22,8 @@ def test_info_tells_the_model_the_limits_and_the_versions(stubs: Stubs, encoder:
         max_text_bytes=1000,
         max_top_k=20,
         max_message_bytes=200_000,
-        max_batch_tokens=BATCH_TOKENS["cpu"],
-        max_queue_tokens=QUEUE_BATCHES * BATCH_TOKENS["cpu"],
+        max_batch_tokens=PROVIDERS["cpu"].max_batch_tokens,
+        max_queue_tokens=QUEUE_BATCHES * PROVIDERS["cpu"].max_batch_tokens,
         max_calls=1024,
         max_streams=64,
         max_inflight_bytes=256 * 1024 * 1024,

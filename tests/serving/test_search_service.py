@@ -296,9 +296,9 @@ def test_an_answer_over_the_limit_is_refused(stubs: Stubs, monkeypatch: pytest.M
     assert search(stubs, [Query(text="a")], top_k=1).results[0].hits
 
 
-def test_a_5_mb_query_is_refused_and_named(serve: Callable[..., Running]) -> None:
+def test_a_4_mb_query_is_refused_and_named(serve: Callable[..., Running]) -> None:
     stubs = serve().stubs
-    request = search_pb2.SearchRequest(queries=[Query(text="a" * 5_000_000)], top_k=1)
+    request = search_pb2.SearchRequest(queries=[Query(text="a" * 4_000_000)], top_k=1)
     refused = failure(stubs.search, request)
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert refused.fields == ["queries[0].text"]

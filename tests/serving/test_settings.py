@@ -82,7 +82,7 @@ def test_flags_replace_the_indexes_of_the_file(config: Path) -> None:
         ({"bundle": None}, "no bundle was given; give --bundle, COGNATE_BUNDLE, or bundle in the TOML file"),
         ({"port": 65536}, "the setting port is 65536; it must be less than or equal to 65535"),
         ({"port": "x"}, "the setting port is 'x'; it must be a valid integer"),
-        ({"device": "tpu"}, "the setting device is 'tpu'; it must be 'auto', 'cpu' or 'cuda'"),
+        ({"device": "tpu"}, "the setting device is 'tpu'; it must be 'auto', 'cpu', 'cuda', 'tensorrt'"),
         ({"host": ""}, "the setting host is ''"),
         ({"threads": 0}, "the setting threads is 0; it must be greater than or equal to 1"),
         ({"max_texts": 0}, "the setting max_texts is 0"),
