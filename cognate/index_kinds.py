@@ -216,6 +216,17 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     Raises:
         CognateError: FAISS cannot build it, such as from too few vectors.
     """
+    index = learn_approximate(factory, vectors)
+    try:
+        for start in range(0, len(vectors), CHUNK):
+            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
+    except RuntimeError as error:
+        raise _not_built(factory, vectors, error) from None
+    return index
+
+
+def learn_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
+    """Learn an index from a sample of vectors, and leave it empty; arguments and errors as above."""
     index = new_index(factory, vectors.shape[1])
     graph = faiss.downcast_index(index)
     if isinstance(graph, faiss.IndexHNSW):
@@ -225,19 +236,15 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     if inverted:
         # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
         inverted.cp.min_points_per_centroid = 1
-        if isinstance(inverted, faiss.IndexIVFPQ):
-            inverted.pq.cp.min_points_per_centroid = 1
+        if isinstance(faiss.downcast_index(inverted), faiss.IndexIVFPQ):
+            faiss.downcast_index(inverted).pq.cp.min_points_per_centroid = 1
     try:
         if not index.is_trained:
             wanted = min(len(vectors), max(MIN_TRAIN, TRAIN_PER_LIST * lists))
             rows = np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))
             index.train(np.ascontiguousarray(vectors[rows]))
-        for start in range(0, len(vectors), CHUNK):
-            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
     except RuntimeError as error:
-        raise CognateError(
-            f"FAISS cannot build {factory!r} from {len(vectors)} records: {_why(error)}"
-        ) from None
+        raise _not_built(factory, vectors, error) from None
     return index
 
 
@@ -357,6 +364,10 @@ class Approximate:
 
 def _borrows(index: faiss.Index) -> bool:
     return isinstance(faiss.downcast_index(index), faiss.IndexHNSWFlat)
+
+
+def _not_built(factory: str, vectors: NDArray[np.float32], error: Exception) -> CognateError:
+    return CognateError(f"FAISS cannot build {factory!r} from {len(vectors)} records: {_why(error)}")
 
 
 def _why(error: Exception) -> str:
