@@ -124,6 +124,7 @@ class RayEncoder:
         self._note = on_note
         self._closed = threading.Event()
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._starting: list[threading.Thread] = []
         self._deaths_at_start = 0
 
     def __enter__(self) -> Self:
@@ -151,9 +152,11 @@ class RayEncoder:
     def __exit__(self, *_: object) -> None:
         """Stop the workers, and Ray, where it was started here."""
         self._closed.set()
+        # Before Ray goes: a thread that asked it for something then would start another.
         if hasattr(self, "_threads"):
-            # Before Ray: a thread that asks it for something must not see it go.
             self._threads.shutdown(cancel_futures=True)
+        while self._starting:
+            self._starting.pop().join()
         ray.shutdown()
 
     def submit(self, texts: Sequence[str], on_progress: OnProgress) -> "Future[NDArray[np.float32]]":
@@ -257,7 +260,9 @@ class RayEncoder:
         self._idle.put(worker)
 
     def _ask_for_worker(self) -> None:
-        threading.Thread(target=self._start_worker, name="ray-start", daemon=True).start()
+        thread = threading.Thread(target=self._start_worker, name="ray-start")
+        thread.start()
+        self._starting.append(thread)
 
     def _start_worker(self) -> None:
         """Have the cluster start a worker, and wait until it can encode."""
@@ -278,6 +283,7 @@ class RayEncoder:
         except RayError as failure:
             self._deaths_at_start += 1
             if self._deaths_at_start < TRIES:
+                self._note("a Ray worker died as it started; another is asked for")
                 self._ask_for_worker()
             else:
                 self._idle.put(

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import indexer
 from cognate.errors import CognateError, RecordError
@@ -18,6 +20,7 @@ from cognate.index import APPROXIMATE
 from cognate.index_kinds import Layout
 from indexer import Cluster
 from indexer.batch_job import work_folder_of
+from indexer.ray_encoding import _Worker
 from tests.indexer.test_batch_job import write
 from tests.indexer.test_resume import digests, records
 
@@ -109,30 +112,25 @@ def test_a_job_that_was_interrupted_goes_on_with_either_engine(tiny_bundle: Path
     assert digests(tmp_path / "index") == digests(tmp_path / "whole")
 
 
-def test_a_chunk_that_kills_every_worker_ends_the_job(tiny_bundle: Path, tmp_path: Path) -> None:
-    source = write(tmp_path / "records.jsonl", records(2 * CHUNK))
-    stop = threading.Event()
+class Mortal(_Worker):
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        if "a text that kills" in texts:
+            os._exit(1)
+        return super().encode(texts)
 
-    def kill() -> None:
-        """Every worker, as soon as it has started to encode."""
-        while not stop.wait(0.01):
-            for pid in worker_processes():
-                os.kill(pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    try:
-        with pytest.raises(CognateError, match="Ray.* worker.* (cannot start|died of the same records)"):
-            indexer.build(
-                source,
-                tiny_bundle,
-                tmp_path / "index",
-                cluster=Cluster(workers=1),
-                on_start=lambda tally: killer.start(),
-            )
-    finally:
-        stop.set()
-        killer.join()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["records.jsonl"]
+def test_records_that_kill_each_worker_end_the_job_and_what_is_before_them_is_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.ray_encoding._Worker", Mortal)
+    monkeypatch.setattr("indexer.ray_encoding.TRIES", 2)
+    lines = [*records(CHUNK), {"text": "a text that kills"}]
+    source = write(tmp_path / "records.jsonl", lines)
+    tally = indexer.Tally()
+    with pytest.raises(CognateError, match="2 Ray workers in turn died of the same records"):
+        indexer.build(source, tiny_bundle, tmp_path / "index", cluster=Cluster(workers=1), tally=tally)
+    assert tally.kept == CHUNK
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.fixture
