@@ -31,7 +31,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--encode-cores", **number, default=2, help="that those were measured on")
     parser.add_argument("--gflops", **number, default=209, help="of --encode-cores, sgemm: encode.py")
     parser.add_argument("--job-records-per-second", **number, default=21_000, help="one job: --measure")
-    parser.add_argument("--graph-records-per-second", **number, default=550, help="a core, hnsw: --measure")
+    parser.add_argument("--graph-records-per-second", **number, default=1_150, help="a core, hnsw: --measure")
     parser.add_argument("--record-bytes", **number, default=110, help="of records.sqlite: --measure")
     parser.add_argument("--dimension", type=int, default=384, help="of the vectors")
     parser.add_argument("--machine-cores", **number, default=16, help="of one machine (assumed)")
