@@ -236,8 +236,9 @@ def learn_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     if inverted:
         # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
         inverted.cp.min_points_per_centroid = 1
-        if isinstance(faiss.downcast_index(inverted), faiss.IndexIVFPQ):
-            faiss.downcast_index(inverted).pq.cp.min_points_per_centroid = 1
+        inner = faiss.downcast_index(inverted)
+        if isinstance(inner, faiss.IndexIVFPQ):
+            inner.pq.cp.min_points_per_centroid = 1
     try:
         if not index.is_trained:
             wanted = min(len(vectors), max(MIN_TRAIN, TRAIN_PER_LIST * lists))
