@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
-# Three images from one file:
+# Four images from one file:
 #   docker build --target serve -t cognate:serve .            the service on a CPU, no torch
 #   docker build --target serve-gpu -t cognate:serve-gpu .    the service on CUDA, no torch
 #   docker build --target train -t cognate:train .            trainer, exporter and indexer
+#   docker build --target ray -t cognate:ray .                indexer on a Ray cluster (deploy/kubernetes/index-job.yaml)
 
 FROM python:3.12-slim-bookworm AS cpu
 RUN useradd --create-home --uid 10001 cognate
@@ -59,3 +60,11 @@ WORKDIR /home/cognate
 HEALTHCHECK NONE
 ENTRYPOINT ["cognate"]
 CMD ["--help"]
+
+# Ray's own image, of which KubeRay makes heads and workers.
+FROM rayproject/ray:2.60.0-py312-cpu AS ray
+WORKDIR /src
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt '.[distributed]'
+WORKDIR /home/ray
+HEALTHCHECK NONE

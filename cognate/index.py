@@ -7,7 +7,7 @@ import json
 import logging
 import queue
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -193,11 +193,17 @@ class IndexWriter:
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
         self._count += len(records)
 
-    def finish(self, bundle: Bundle | IndexManifest) -> IndexManifest:
+    def finish(
+        self,
+        bundle: Bundle | IndexManifest,
+        *,
+        build: Callable[[str, NDArray[np.float32]], faiss.Index] = build_approximate,
+    ) -> IndexManifest:
         """Complete the index and write its manifest.
 
         Args:
             bundle: The one whose vectors these are, or the manifest of another index of its.
+            build: Does what ``build_approximate`` does, such as on several machines.
         """
         of = bundle.manifest if isinstance(bundle, Bundle) else bundle
         self._vectors.seek(0)
@@ -214,7 +220,7 @@ class IndexWriter:
             count=self._count,
             fingerprint=of.fingerprint,
             model=of.model,
-            **_build_kind(self._folder / APPROXIMATE, flat, self._layout),
+            **_build_kind(self._folder / APPROXIMATE, flat, self._layout, build),
         )
 
 
@@ -234,13 +240,19 @@ def attributes_text(record: Record, name: str) -> str | None:
         ) from None
 
 
-def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]:
+def _build_kind(
+    path: Path,
+    flat: faiss.Index,
+    layout: Layout,
+    build: Callable[[str, NDArray[np.float32]], faiss.Index],
+) -> dict[str, Any]:
     """Build what finds candidates, where the layout has it, and try it out.
 
     Args:
         path: Where it shall be; nothing is there afterwards where full vectors are all that is needed.
         flat: The full vectors.
         layout: What was asked for.
+        build: Makes the FAISS index of a factory string and the vectors.
 
     Returns:
         What the manifest says of it.
@@ -251,7 +263,7 @@ def _build_kind(path: Path, flat: faiss.Index, layout: Layout) -> dict[str, Any]
         return {"kind": "flat", "parameters": {}, "recall_at_10": _recall(flat)}
     vectors = _full_vectors(flat)
     with _faiss_errors():
-        write_approximate(build_approximate(factory, vectors), path)
+        write_approximate(build(factory, vectors), path)
     points = try_out(Approximate(_read_faiss(path), flat), flat, vectors, path.stat().st_size)
     fast, balanced = choose(points, layout.recall)
     told = {"recall_target": layout.recall, "tradeoff": points}

@@ -250,6 +250,17 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     """
     if factory == _CAGRA:
         return build_cagra(vectors)
+    index = learn_approximate(factory, vectors)
+    try:
+        for start in range(0, len(vectors), CHUNK):
+            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
+    except RuntimeError as error:
+        raise _not_built(factory, vectors, error) from None
+    return index
+
+
+def learn_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
+    """Learn an index from a sample of vectors, and leave it empty; arguments and errors as above."""
     index = new_index(factory, vectors.shape[1])
     graph = faiss.downcast_index(index)
     if isinstance(graph, faiss.IndexHNSW):
@@ -259,21 +270,16 @@ def build_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     if inverted:
         # FAISS would warn on standard error where a list or code has few vectors; that is then measured.
         inverted.cp.min_points_per_centroid = 1
-        if isinstance(inverted, faiss.IndexIVFPQ):
-            inverted.pq.cp.min_points_per_centroid = 1
-        if isinstance(inverted, faiss.IndexIVFPQFastScan):
-            inverted.pq.cp.min_points_per_centroid = 1
+        inner = faiss.downcast_index(inverted)
+        if isinstance(inner, (faiss.IndexIVFPQ, faiss.IndexIVFPQFastScan)):
+            inner.pq.cp.min_points_per_centroid = 1
     try:
         if not index.is_trained:
             wanted = min(len(vectors), max(MIN_TRAIN, TRAIN_PER_LIST * lists))
             rows = np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))
             index.train(np.ascontiguousarray(vectors[rows]))
-        for start in range(0, len(vectors), CHUNK):
-            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
     except RuntimeError as error:
-        raise CognateError(
-            f"FAISS cannot build {factory!r} from {len(vectors)} records: {why_failed(error)}"
-        ) from None
+        raise _not_built(factory, vectors, error) from None
     return index
 
 
@@ -410,6 +416,10 @@ class Approximate:
 
 def _borrows(index: faiss.Index) -> bool:
     return isinstance(faiss.downcast_index(index), (faiss.IndexHNSWFlat, _faiss.IndexHNSWCagra))
+
+
+def _not_built(factory: str, vectors: NDArray[np.float32], error: Exception) -> CognateError:
+    return CognateError(f"FAISS cannot build {factory!r} from {len(vectors)} records: {why_failed(error)}")
 
 
 def _memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -1,8 +1,9 @@
 """Reads records, encodes them, writes the index: one chunk at a time, in bounded memory.
 
 What is done lies in a work folder beside the destination, chunk by chunk; a job that was interrupted, in
-whatever way, is gone on with from there. The main thread reads and writes while another encodes, so that the
-encoder waits only for a chunk to be committed.
+whatever way, is gone on with from there. The main thread reads and writes while others encode (another
+thread, or the workers of a cluster), so that the encoder waits only for a chunk to be committed. Whoever
+encodes, chunks have the same borders and are committed in the order of the source.
 """
 
 import hashlib
@@ -10,9 +11,9 @@ import itertools
 import json
 import os
 import shutil
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.artifact import check_destination, publishing
+from cognate.bundle import Bundle
 from cognate.devices import Device
-from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
@@ -31,6 +32,7 @@ from cognate.milvus.location import MilvusLocation
 from cognate.records import Record, Rejects
 from cognate.searchable import index_location
 from cognate.updates import open_index
+from indexer.chunk_encoding import ChunkEncoder, Cluster, open_encoder
 from indexer.milvus_job import MilvusJob
 from indexer.sources import Source, index_records, open_source
 from indexer.work_folder import Chunk, WorkFolder, discard
@@ -86,6 +88,8 @@ def build(
     restart: bool = False,
     tally: Tally | None = None,
     on_start: Callable[[Tally], None] | None = None,
+    cluster: Cluster | None = None,
+    on_note: Callable[[str], None] = lambda sentence: None,
 ) -> IndexManifest:
     """Encode every record of a source and publish the index of them.
 
@@ -109,15 +113,18 @@ def build(
         restart: Throw away what an interrupted job has done.
         tally: Kept up to date.
         on_start: Called before the first record is encoded.
+        cluster: The Ray cluster that encodes and fills inverted files, to the same vectors and records; None
+            is this machine, without Ray. Records are read, and the work folder and the index written, here.
+        on_note: Called with a sentence for people about the cluster, in any thread.
 
     Returns:
         The manifest of the index.
 
     Raises:
         CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a kind that
-            cannot be built, a source that cannot be read, a destination that exists or cannot be written, or
-            an interrupted job of other input or settings. The destination is as it was then; what was done
-            is kept in the work folder.
+            cannot be built, a source that cannot be read, a destination that exists or cannot be written, a
+            cluster that is not there, or an interrupted job of other input or settings. The destination is as
+            it was then; what was done is kept in the work folder.
     """
     place = index_location(destination)
     tally = tally if tally is not None else Tally()
@@ -129,14 +136,17 @@ def build(
     else:
         check_destination(destination, IndexManifest.KIND, force=force)
     records = source if isinstance(source, Source) else open_source(source)
-    encoder = Encoder(bundle, device=device, bulk=True)
-    layout.check(encoder.dimension)
+    opened = Bundle.open(bundle)
+    dimension = opened.manifest.dimension
+    layout.check(dimension)
     folder = work_folder_of(destination)
-    with ExitStack() as stack, _disk_errors_told(destination):
-        old = None if reuse is None else stack.enter_context(closing(_open_old(Path(reuse), encoder)))
+    with ExitStack() as stack:
+        old = None if reuse is None else stack.enter_context(closing(_open_old(Path(reuse), opened)))
+        encoder = stack.enter_context(open_encoder(opened, device, cluster, on_note))
+        stack.enter_context(_disk_errors_told(destination))
         settings = {
             **records.settings,
-            "bundle": encoder.fingerprint[:12],
+            "bundle": opened.manifest.fingerprint[:12],
             "device": encoder.device,
             "records in a chunk": str(CHUNK),
             "on_duplicate": on_duplicate,
@@ -146,7 +156,7 @@ def build(
         folder.parent.mkdir(parents=True, exist_ok=True)
         if restart:
             discard(folder)
-        with _open_work(folder, encoder.dimension, settings, keep=records.repeatable) as work:
+        with _open_work(folder, dimension, settings, keep=records.repeatable) as work:
             tally.resumed = tally.kept = work.count
             tally.replaced = work.replaced
             tally.device = encoder.device
@@ -161,9 +171,9 @@ def build(
             if not work.count:
                 raise CognateError(f"{records.name} has no good record, so no index was made")
             if milvus:
-                manifest = milvus.publish(work, encoder)
+                manifest = milvus.publish(work, opened)
             else:
-                manifest = _publish(work, encoder, destination, layout, force=force)
+                manifest = _publish(work, encoder, opened, destination, layout, force=force)
         shutil.rmtree(folder, ignore_errors=True)
     tally.kept = 0
     return manifest
@@ -188,42 +198,44 @@ def _open_work(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open_old(folder: Path, encoder: Encoder) -> Index:
+def _open_old(folder: Path, bundle: Bundle) -> Index:
     try:
-        return open_index(folder, fingerprint=encoder.fingerprint, device="cpu")
+        return open_index(folder, fingerprint=bundle.manifest.fingerprint, device="cpu")
     except FingerprintError:
         raise FingerprintError(
-            f"{folder} has vectors of another bundle than {encoder.bundle.folder}, so none can be reused; "
+            f"{folder} has vectors of another bundle than {bundle.folder}, so none can be reused; "
             "leave --reuse out to encode every text (cognate index build takes the records of an index, too: "
             f"cognate index build {folder} --bundle …)"
         ) from None
 
 
 def _publish(
-    work: WorkFolder, encoder: Encoder, destination: Path, layout: Layout, *, force: bool
+    work: WorkFolder,
+    encoder: ChunkEncoder,
+    bundle: Bundle,
+    destination: Path,
+    layout: Layout,
+    *,
+    force: bool,
 ) -> IndexManifest:
     # What a job that was killed here left.
     for partial in work.path.glob("*.partial"):
         shutil.rmtree(partial)
     with (
         publishing(destination, IndexManifest.KIND, force=force, within=work.path) as partial,
-        IndexWriter(partial, encoder.dimension, layout) as writer,
+        IndexWriter(partial, bundle.manifest.dimension, layout) as writer,
     ):
         for records, vectors in work.chunks(CHUNK):
             writer.add(records, vectors)
-        return writer.finish(encoder.bundle)
-
-
-class _Stopped(Exception):  # noqa: N818, no error
-    """Ends the encoding of a chunk that nobody waits for any more."""
+        return writer.finish(bundle, build=encoder.build_approximate)
 
 
 class _Job:
-    """The loop: while one chunk is encoded, its records are staged and the next chunk is read."""
+    """The loop: while chunks are encoded, the next one is read, and the first of them is staged."""
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ChunkEncoder,
         work: WorkFolder,
         source: Source,
         old: Index | None,
@@ -239,31 +251,28 @@ class _Job:
         self._replace = replace
         self._tally = tally
         self._on_progress = on_progress or (lambda count: None)
-        self._stop = threading.Event()
         self._read = hashlib.sha256()
 
     def run(self, records: Iterator[Record]) -> None:
         """Encode and commit all records that are not yet in the work folder."""
         self._skip(records)
-        with ThreadPoolExecutor(1, "encode-chunk") as thread:
-            try:
-                chunk = self._next(records)
-                while chunk:
-                    encoded = thread.submit(self._encode, chunk)
-                    self._work.stage(chunk, replace=self._replace)
-                    failure, upcoming = None, None
-                    try:
-                        upcoming = self._next(records)
-                    except Exception as error:  # The chunk before it is good, and kept.
-                        failure = error
-                    old = self._old_vectors(list(chunk.old.values())) if self._old else None
-                    self._work.commit(chunk, encoded.result(), old)
-                    self._count(chunk)
-                    if failure:
-                        raise failure
-                    chunk = upcoming
-            finally:
-                self._stop.set()
+        encoded: deque[tuple[Chunk, Future[NDArray[np.float32]]]] = deque()
+        failure = None
+        upcoming = self._next(records)
+        while upcoming or encoded:
+            while upcoming and len(encoded) < self._encoder.at_once:
+                encoded.append((upcoming, self._submit(upcoming)))
+                try:
+                    upcoming = self._next(records)
+                except Exception as error:  # The chunks before it are good, and kept.
+                    upcoming, failure = None, error
+            chunk, vectors = encoded.popleft()
+            self._work.stage(chunk, replace=self._replace)
+            old = self._old_vectors(list(chunk.old.values())) if self._old else None
+            self._work.commit(chunk, vectors.result(), old)
+            self._count(chunk)
+        if failure:
+            raise failure
 
     def _old_vectors(self, positions: list[int]) -> NDArray[np.float32]:
         """Vectors of the old index, by position among its records: rows of an updated one have gaps."""
@@ -291,16 +300,10 @@ class _Job:
         fields = [record.id, record.text, record.label, record.attributes]
         self._read.update(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
 
-    def _encode(self, chunk: Chunk) -> NDArray[np.float32]:
-        def advance(count: int) -> None:
-            if self._stop.is_set():
-                raise _Stopped
-            self._on_progress(count)
-
+    def _submit(self, chunk: Chunk) -> "Future[NDArray[np.float32]]":
         if len(chunk.records) > len(chunk.new):
-            advance(len(chunk.records) - len(chunk.new))
-        vectors: NDArray[np.float32] = self._encoder.encode(chunk.new_texts, on_progress=advance)
-        return vectors
+            self._on_progress(len(chunk.records) - len(chunk.new))
+        return self._encoder.submit(chunk.new_texts, self._on_progress)
 
     def _count(self, chunk: Chunk) -> None:
         if self._source.repeatable:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from cognate.encoder import Encoder
+from cognate.bundle import Bundle
 from cognate.index import IndexManifest
 from cognate.index_kinds import Layout
 from cognate.milvus.location import MilvusLocation, MilvusOptions
@@ -53,7 +53,7 @@ class MilvusJob:
 
         return map(check_record, records)
 
-    def publish(self, work: WorkFolder, encoder: Encoder) -> IndexManifest:
+    def publish(self, work: WorkFolder, bundle: Bundle) -> IndexManifest:
         """Write all that a job has done into Milvus, and switch the alias to it.
 
         Raises:
@@ -66,10 +66,10 @@ class MilvusJob:
             return publish(
                 work.chunks(CHUNK),
                 connection,
-                encoder.bundle,
+                bundle,
                 self.layout,
                 count=work.count - work.replaced,
-                dimension=encoder.dimension,
+                dimension=bundle.manifest.dimension,
                 force=self.force,
                 note=work.path / "milvus-collection",
             )

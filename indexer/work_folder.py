@@ -100,6 +100,9 @@ class WorkFolder:
                     _check_same(json.loads(self._one("SELECT settings FROM job")[0]), settings)
                 self.count, self.read_sha256 = self._one("SELECT records, read_sha256 FROM progress")
                 self.replaced = self._one("SELECT count(*) FROM records WHERE replaced")[0]
+            # Of chunks that are planned and not yet staged: the row of each text; where the next plan begins.
+            self._planned: dict[bytes, int] = {}
+            self._planned_rows: int = self.count
             self._vectors = (path / VECTORS).open("a+b")
             size = self.count * dimension * 4
             if os.fstat(self._vectors.fileno()).st_size < size:
@@ -157,12 +160,13 @@ class WorkFolder:
         """Find out which texts of a chunk must be encoded, and where the vectors of the others are.
 
         Args:
-            records: The next ones, after those of the chunks that were staged.
+            records: The next ones, after those that were planned before. Chunks are staged and committed in
+                the order in which they were planned, and several may wait for that.
             read_sha256: Of all that was read of the source up to the last of them.
         """
         new: list[int] = []
         first: dict[bytes, int] = {}
-        same, earlier, old = {}, {}, {}
+        same, earlier, old, planned = {}, {}, {}, {}
         with _sqlite_errors(self.path):
             for position, record in enumerate(records):
                 digest = _digest(record.text)
@@ -170,12 +174,17 @@ class WorkFolder:
                     same[position] = first[digest]
                     continue
                 first[digest] = position
-                if (row := self._row("texts", digest)) is not None:
+                row = self._planned.get(digest)
+                if row is not None or (row := self._row("texts", digest)) is not None:
                     earlier[position] = row
-                elif (row := self._row("old_texts", digest)) is not None:
+                    continue
+                if (row := self._row("old_texts", digest)) is not None:
                     old[position] = row
                 else:
                     new.append(position)
+                planned[digest] = self._planned_rows + position
+        self._planned.update(planned)
+        self._planned_rows += len(records)
         return Chunk(records, new, same, earlier, old, read_sha256)
 
     def _row(self, table: str, digest: bytes) -> int | None:
@@ -215,13 +224,13 @@ class WorkFolder:
                         "without an id is numbered from 0); give every record an id of its own, or "
                         "--on-duplicate last to keep the last one of each id"
                     ) from None
-            self._journal.executemany(
-                "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-                (
-                    (_digest(chunk.records[position].text), self.count + position)
-                    for position in (*chunk.new, *chunk.old)
-                ),
-            )
+            texts = [
+                (_digest(chunk.records[position].text), self.count + position)
+                for position in (*chunk.new, *chunk.old)
+            ]
+            self._journal.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", texts)
+        for digest, _ in texts:
+            del self._planned[digest]
 
     def commit(self, chunk: Chunk, new: NDArray[np.float32], old: NDArray[np.float32] | None = None) -> None:
         """Make the staged chunk last: once this returns, no kill or power cut loses it.

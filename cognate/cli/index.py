@@ -92,6 +92,27 @@ def build(
     restart: Annotated[
         bool, typer.Option(help="Throw away what an interrupted job has done, and begin anew.")
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Who encodes: this machine, or workers of a Ray cluster, to the same index."),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of the cluster's head; auto is the cluster that this machine belongs to. "
+            "[default: one of this machine alone]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers. [default: as many as there is room for]")
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="Cores of a Ray worker.")] = 1,
+    worker_gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="GPUs of a Ray worker; 0.5 puts two on one. [default: 0, or 1 for cuda]"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Encode records, however many, into an index.
@@ -109,6 +130,11 @@ def build(
         raise CognateError("give either what to read records from or --sql, not both and not none")
     if sql is not None and database is None:
         raise CognateError("--sql needs --database, the URL of the database to ask")
+    cluster = indexer.Cluster(ray_address, workers, worker_cpus, worker_gpus)
+    if engine == "local" and cluster != indexer.Cluster():
+        raise CognateError(
+            "--ray-address, --workers, --worker-cpus and --worker-gpus are for --engine ray; give it, too"
+        )
     source = indexer.open_source(records or []) if sql is None else indexer.sql_source(database or "", sql)
     started = time.monotonic()
     told = rejects_path(rejects, place if isinstance(place, Path) else place.local_path)
@@ -141,6 +167,8 @@ def build(
                 restart=restart,
                 tally=tally,
                 on_start=start,
+                cluster=cluster if engine == "ray" else None,
+                on_note=note,
             )
         except BaseException:
             if tally.kept:

@@ -1,7 +1,11 @@
 """What deploy/ says is what the server does: its flags, its ports, its metrics."""
 
+import itertools
 import json
 import re
+import shlex
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -112,3 +116,59 @@ def test_files_that_are_mounted_are_there() -> None:
     ]
     assert mounted
     assert all((DEPLOY / path).is_file() for path in mounted)
+
+
+JOB = yaml.safe_load((DEPLOY / "kubernetes/index-job.yaml").read_text())
+"""Fields as in KubeRay's CRD, helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml."""
+
+
+def test_the_job_on_ray_has_fields_that_kuberay_knows() -> None:
+    assert (JOB["apiVersion"], JOB["kind"]) == ("ray.io/v1", "RayJob")
+    spec = JOB["spec"]
+    assert spec.keys() <= {
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "entrypoint",
+        "rayClusterSpec",
+        "runtimeEnvYAML",
+        "shutdownAfterJobFinishes",
+        "submissionMode",
+        "suspend",
+        "ttlSecondsAfterFinished",
+    }
+    cluster = spec["rayClusterSpec"]
+    assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling"}
+    (workers,) = cluster["workerGroupSpecs"]
+    assert cluster["headGroupSpec"].keys() <= {"rayStartParams", "template", "serviceType"}
+    assert workers.keys() == {
+        "groupName",
+        "replicas",
+        "minReplicas",
+        "maxReplicas",
+        "rayStartParams",
+        "template",
+    }
+    for group in (cluster["headGroupSpec"], workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]} == volumes
+
+
+def test_the_job_on_ray_is_a_command_of_ours_for_all_the_workers_that_there_are() -> None:
+    command = shlex.split(JOB["spec"]["entrypoint"])
+    # Right usage (2 is wrong usage) of what is not there on this machine.
+    refused = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "error: no file is named like /data/records/" in refused.stderr
+    (group,) = JOB["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    given = dict(itertools.pairwise(command))
+    cores = int(given["--workers"]) * int(given["--worker-cpus"])
+    assert cores == group["replicas"] * int(group["rayStartParams"]["num-cpus"])
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line
+    )
+    assert JOB["spec"]["rayClusterSpec"]["rayVersion"] == pinned["ray"]
+    assert f"rayproject/ray:{pinned['ray']}-" in (ROOT / "Dockerfile").read_text()
