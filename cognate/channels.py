@@ -14,13 +14,14 @@ DEFAULT_PORT = 50051
 MAX_ANSWER_BYTES = 65 * 1024 * 1024
 """A larger answer is refused: a little more than the 64 MiB of hits that a server gives."""
 
-_CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # gRPC's own second is long beside the retries, and beside a server's start.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
-_GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+_MANY_ADDRESSES = ("dns:", "ipv4:", "ipv6:")
+_GRPC_SCHEMES = ("unix:", "unix-abstract:", *_MANY_ADDRESSES)
 
 
 def credentials(
@@ -47,10 +48,14 @@ def _read_pem(file: str | Path, *kinds: str) -> bytes:
 
 
 def open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
-    """A channel of grpc or of grpc.aio."""
+    """A channel of grpc or of grpc.aio; with a target of gRPC's for many addresses, to all of them."""
+    options = list(_CHANNEL_OPTIONS)
+    if target.startswith(_MANY_ADDRESSES):
+        # Else gRPC sends all calls to the first address that answers.
+        options.append(("grpc.lb_policy_name", "round_robin"))
     if credentials is None:
-        return module.insecure_channel(target, _CHANNEL_OPTIONS)
-    return module.secure_channel(target, credentials, _CHANNEL_OPTIONS)
+        return module.insecure_channel(target, options)
+    return module.secure_channel(target, credentials, options)
 
 
 def check_target(target: str) -> str:

@@ -98,7 +98,7 @@ class Client:
 
         Args:
             target: HOST:PORT, or HOST for port 50051, or an address as gRPC names them, such as
-                ``unix:/run/cognate.sock`` or ``dns:///cognate:50051``.
+                ``unix:/run/cognate.sock`` or ``dns:///cognate:50051``, whose addresses take turns.
             timeout: Seconds that a call may take, its retries included.
             hedge_after: Seconds after which a call of ``encode``, ``search`` or ``search_many`` that has no
                 answer is sent once more; the first answer is taken, and the other call cancelled. Of use

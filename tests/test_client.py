@@ -105,6 +105,23 @@ def test_parts_stay_within_the_servers_message_size(connect: Callable[..., Any])
     assert all(request.ByteSize() <= 20_000 for request in peer.requests)
 
 
+def test_calls_go_to_all_addresses_of_a_target_in_turn(connect: Callable[..., Any]) -> None:
+    peers = [Peer(), Peer()]
+    started = [start(peer) for peer in peers]
+    client = connect(f"ipv4:{','.join(target for _, target in started)}")
+    try:
+        while not all(peer.requests for peer in peers):  # The second connection may come later.
+            client.encode(["a"])
+        for peer in peers:
+            peer.requests.clear()
+        for _ in range(6):
+            client.encode(["a"])
+    finally:
+        for server, _ in started:
+            server.stop(None).wait()
+    assert [len(peer.requests) for peer in peers] == [3, 3]
+
+
 def test_the_limits_are_asked_for_once(client: Any, peer: Peer) -> None:
     client.encode(["a"])
     peer.limits.max_texts = 1
