@@ -173,8 +173,9 @@ def test_every_call_has_a_line_at_debug_that_tells_no_secret(
     assert "hunter2" not in text
     lines = [json.loads(line) for line in text.splitlines()]
     messages = [line["message"] for line in lines if line["message"] != "call"]
-    assert messages[0].startswith("index default: version ")
-    assert messages[1].startswith("serving on 127.0.0.1:")
+    assert messages[0] == "the model runs on cpu"
+    assert messages[1].startswith("index default: version ")
+    assert messages[2].startswith("serving on 127.0.0.1:")
     assert messages[-1] == "stopped"
     done, refused = (line for line in lines if line["message"] == "call")
     assert done["level"] == "debug"
@@ -213,7 +214,7 @@ def test_at_info_and_with_a_sample_of_none_no_call_has_a_line(
         server.stubs.encode(embedding_pb2.EncodeRequest(texts=[SECRET]), timeout=60)
         assert server.stop() == 0
         lines = (tmp_path / "log").read_text().splitlines()
-        assert [line.split()[0] for line in lines] == ["index", "serving", "stopped"]
+        assert [line.split()[0] for line in lines] == ["the", "index", "serving", "stopped"]
 
 
 def test_a_full_disk_for_the_log_fails_no_call_and_no_server(process: Callable[..., Process]) -> None:
