@@ -16,7 +16,7 @@ from cognate.encoder import Encoder, TokenizedText
 from cognate.processors import give_way
 from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 
-WAIT_MARGIN = 1.75
+WAIT_MARGIN = 3
 """By how much the wait before a call is thought longer than counted: later texts of a like length join the
 batches before it, and what is encoded too late is work for nobody."""
 
