@@ -33,7 +33,7 @@ from trainer.encoder import TorchEncoder
 from trainer.hard_negatives import confusable_labels, no_neighbours
 from trainer.loggers import culprit, end_failed
 from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
-from trainer.memory import out_of_memory
+from trainer.memory import keeping_freed_memory, out_of_memory
 from trainer.monitoring import Monitor
 from trainer.optimization import hold_within_epochs, make_optimizer
 from trainer.options import TrainingOptions
@@ -172,7 +172,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
         trainer.states = session.states
         trainer.resumed = session.resumed[1] if session.resumed else None
         try:
-            with _logged(settings.loggers):
+            with keeping_freed_memory(), _logged(settings.loggers):
                 trainer.run(session.resumed[0] if session.resumed else None)
         except NotFiniteError as error:
             texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
