@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cognate.artifact import Manifest, manifest_digest
 from cognate.bundle import Bundle
 from cognate.devices import IndexDevice, IndexGpus, check_device
-from cognate.errors import ArtifactError, CognateError, FingerprintError
+from cognate.errors import ArtifactError, CognateError
 from cognate.exact import exact_top_k
 from cognate.filters import Filter, check, to_sql
 from cognate.gpu_index import DeviceVectors, GpuIndex, NotOnGpuError, gpu_count, to_gpus
@@ -41,7 +41,7 @@ from cognate.matching import Matching
 from cognate.narrowing import Narrowing, fetched_hits, narrowed_hits
 from cognate.processors import available_cores
 from cognate.records import Accuracy, Hit, Record
-from cognate.searchable import check_search, check_shape
+from cognate.searchable import check_fingerprint, check_search, check_shape
 
 VECTORS = "index.faiss"
 APPROXIMATE = "approximate.faiss"
@@ -339,12 +339,7 @@ class Index:
         self.folder = Path(folder)
         self._version = version_of(self.folder)
         self.manifest = IndexManifest.read(self.folder)
-        if fingerprint is not None and fingerprint != self.manifest.fingerprint:
-            raise FingerprintError(
-                f"{self.folder} was built with another bundle ({self.manifest.model}, fingerprint "
-                f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
-                "give the bundle that it was built with, or build it again"
-            )
+        check_fingerprint(self.folder, self.manifest, fingerprint)
         self._flat: Any = _read_faiss(self.folder / VECTORS)
         if self._flat.d != self.manifest.dimension or self._flat.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")

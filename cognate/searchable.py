@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cognate.errors import CognateError
+from cognate.errors import CognateError, FingerprintError
 from cognate.filters import Filter
 from cognate.milvus.location import MilvusLocation, is_milvus
 from cognate.records import Accuracy, Hit, Record
@@ -107,6 +107,20 @@ class Searchable(Protocol):
 
     def sample_rows(self, count: int) -> list[Any]:
         """Rows of some of its records, or of all where it holds fewer."""
+
+
+def check_fingerprint(place: Location, manifest: "IndexManifest", fingerprint: str | None) -> None:
+    """Refuse an index whose vectors are of another bundle than the queries'; None is any.
+
+    Raises:
+        FingerprintError: They are.
+    """
+    if fingerprint is not None and fingerprint != manifest.fingerprint:
+        raise FingerprintError(
+            f"{place} was built with another bundle ({manifest.model}, fingerprint "
+            f"{manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
+            "give the bundle that it was built with, or build it again"
+        )
 
 
 def check_search(vectors: NDArray[np.float32], top_k: int, accuracy: Accuracy, dimension: int) -> None:

@@ -128,7 +128,6 @@ def build(
     """
     place = index_location(destination)
     tally = tally if tally is not None else Tally()
-    layout = layout or Layout()
     milvus = MilvusJob(place, layout, force) if isinstance(place, MilvusLocation) else None
     destination = place.local_path if isinstance(place, MilvusLocation) else place
     if milvus:

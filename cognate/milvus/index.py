@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from cognate.errors import ArtifactError, FingerprintError, UnavailableError, UnsupportedError
+from cognate.errors import ArtifactError, UnavailableError, UnsupportedError
 from cognate.filters import Filter, check
 from cognate.index import IndexManifest
 from cognate.milvus.connection import MilvusConnection
@@ -16,7 +16,7 @@ from cognate.milvus.expressions import to_expression
 from cognate.milvus.location import MilvusLocation, MilvusOptions
 from cognate.narrowing import Narrowing, narrowed_hits
 from cognate.records import Accuracy, Hit, Record
-from cognate.searchable import check_search
+from cognate.searchable import check_fingerprint, check_search
 
 MANIFEST = "cognate.manifest"
 """The property of a collection that holds its manifest, as JSON."""
@@ -72,12 +72,7 @@ class MilvusIndex:
             )
             self.collection = self._location.collection
             self.manifest, self._version = read_manifest(self.connection, self.collection)
-            if fingerprint is not None and fingerprint != self.manifest.fingerprint:
-                raise FingerprintError(
-                    f"{location} was built with another bundle ({self.manifest.model}, fingerprint "
-                    f"{self.manifest.fingerprint[:12]}) than this one ({fingerprint[:12]}); "
-                    "give the bundle that it was built with, or build it again"
-                )
+            check_fingerprint(location, self.manifest, fingerprint)
             self.count = 0
             self.refresh()
         except BaseException:
