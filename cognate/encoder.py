@@ -30,10 +30,6 @@ OnLong = Literal["truncate", "error", "split"]
 WINDOW = 4096
 """Texts that are tokenised and sorted by length together; bounds memory whatever the number of texts."""
 
-BULK_BATCH_TOKENS = 256
-"""Tokens of a batch that one core encodes: what it calculates stays in the core's cache of a megabyte or two,
-and less is padding."""
-
 
 class Encoder:
     """Encodes texts with a bundle. Safe to use from several threads.
@@ -54,6 +50,7 @@ class Encoder:
         max_batch_tokens: Tokens of a batch, padding included.
         max_batch_texts: Texts of a batch.
         run_tokens: What a run of the model costs beside its tokens, counted in tokens.
+        runs_at_once: Runs that, side by side, encode most texts a second.
     """
 
     def __init__(
@@ -90,13 +87,10 @@ class Encoder:
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
         self.max_length = manifest.max_length
-        one_core = bulk and self.device == "cpu"
-        self.max_batch_tokens = max_batch_tokens or (
-            BULK_BATCH_TOKENS if one_core else self._provider.max_batch_tokens
-        )
+        self.max_batch_tokens = max_batch_tokens or self._provider.max_batch_tokens
         self.max_batch_texts = self._provider.max_batch_texts
         self.run_tokens = self._provider.run_tokens
-        self._runs_at_once = threads if self.device == "cpu" else 1
+        self.runs_at_once = threads if self.device == "cpu" else 1
         self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id
@@ -291,7 +285,7 @@ class Encoder:
             embeddings[positions] = self.forward([token_ids[position] for position in positions])
             return sum(position < texts for position in positions)
 
-        at_once = self._runs_at_once > 1 and len(batches) > 1
+        at_once = self.runs_at_once > 1 and len(batches) > 1
         for done in self._threads.map(run, batches) if at_once else map(run, batches):
             if on_progress and done:
                 on_progress(done)
@@ -344,4 +338,4 @@ class Encoder:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._runs_at_once, "encode")
+        return ThreadPoolExecutor(self.runs_at_once, "encode")

@@ -1,8 +1,9 @@
-"""Encodes the texts of concurrent calls together, in one inference thread."""
+"""Encodes the texts of concurrent calls together, in as many runs of the model at once as suit its device."""
 
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ WAIT_MARGIN = 3
 batches before it, and what is encoded too late is work for nobody."""
 
 QUEUE_BATCHES = 128
-"""Full batches that may wait."""
+"""Full batches that may wait, for each that runs at once."""
 
 INLINE_CHARACTERS = 2048
 """Up to so many, tokenising takes less than to hand it to another thread and back, under a millisecond."""
@@ -31,7 +32,7 @@ CHARACTERS_AT_A_TIME = 64 * 1024
 
 TOKENIZER_THREADS = 2
 
-RATE_MEMORY = 0.9
+RATE_MEMORY = 0.95
 """What is left of a batch's weight in the mean of the tokens a second after the next batch."""
 
 _log = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ class _Answer:
 class Batcher:
     """Encodes for many calls at a time. Belongs to the event loop it is made in.
 
-    While the model runs one batch, the texts that come wait in a queue, and make the next; where it is
-    idle, what comes runs at once. The model never runs twice at a time.
+    Where the model is idle, what comes runs at once. While it runs as many batches as it may, the texts that
+    come wait in a queue, and make the next.
 
     Attributes:
         max_length: Tokens that the model reads of a text.
@@ -146,11 +147,13 @@ class Batcher:
         Args:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
-            max_queue_tokens: None: 128 full batches.
+            max_queue_tokens: None: 128 full batches for each that the encoder runs at once.
             on_batch: Called with each batch that the model ran, and the seconds it took.
         """
         self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
-        self.max_queue_tokens = max_queue_tokens or QUEUE_BATCHES * self.max_batch_tokens
+        self.max_queue_tokens = max_queue_tokens or (
+            QUEUE_BATCHES * self.max_batch_tokens * encoder.runs_at_once
+        )
         self.max_length = encoder.max_length
         self._encoder = encoder
         self._on_batch = on_batch
@@ -162,12 +165,16 @@ class Batcher:
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()
-        self._model_thread = ThreadPoolExecutor(1, "inference", initializer=give_way)
+        self._runs_at_once = encoder.runs_at_once
+        self._model_threads = ThreadPoolExecutor(self._runs_at_once, "inference", initializer=give_way)
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
-        self._running = False
-        # When the batch that runs is thought to end, by time.monotonic; 0 where none runs.
-        self._free_at = 0.0
-        # Of the last batches, the newest with the most weight.
+        # Threads that take batches until nothing waits.
+        self._running = 0
+        # What those threads share, and its lock: the tokens that are being encoded, when a batch last ended …
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._last_end = 0.0
+        # … and of the last batches, the newest with the most weight:
         self._recent_tokens: float
         self._recent_seconds: float
         self._recent_tokens, self._recent_seconds = self._warm_up()
@@ -246,7 +253,7 @@ class Batcher:
     def close(self) -> None:
         """Wait for the batch that is running, and end the threads. No call may be under way."""
         self._tokenizer_threads.shutdown(cancel_futures=True)
-        self._model_thread.shutdown()
+        self._model_threads.shutdown()
 
     @property
     def tokens_per_second(self) -> float:
@@ -255,15 +262,14 @@ class Batcher:
 
     def _check_wait(self, tokens: int, caller: Caller, deadline: float, now: float) -> None:
         """Refuse what could not be encoded in time. An idle model takes all: the rate is a guess."""
-        running = max(0.0, self._free_at - now)
-        waiting = self._queue.tokens
-        if deadline == math.inf or not (waiting or running):
+        under_way, waiting = self._under_way, self._queue.tokens
+        if deadline == math.inf or not (waiting or under_way):
             return
         remaining = deadline - now
         rate = self.tokens_per_second
         # To count by turns takes longer, and is of no use where there is time for all that waits.
-        if running + WAIT_MARGIN * (waiting + tokens) / rate > remaining:
-            needed = running + WAIT_MARGIN * self._queue.ahead(tokens, caller) / rate
+        if (under_way + WAIT_MARGIN * (waiting + tokens)) / rate > remaining:
+            needed = (under_way + WAIT_MARGIN * self._queue.ahead(tokens, caller)) / rate
             if needed > remaining:
                 raise QueueTooLongError(needed - remaining)
 
@@ -290,40 +296,50 @@ class Batcher:
         return tokenized
 
     def _start(self) -> None:
-        if not self._running:
-            self._running = True
-            self._model_thread.submit(self._run)
+        if self._running < self._runs_at_once:
+            if not self._running:
+                self._last_end = time.monotonic()
+            self._running += 1
+            self._model_threads.submit(self._run)
 
     def _run(self) -> None:
-        """Run batches until nothing waits, in the inference thread."""
-        ended = time.monotonic()
+        """Run batches until nothing waits, in an inference thread."""
         while True:
             batch, expired = self._queue.take(time.monotonic())
             if expired:
                 self._loop.call_soon_threadsafe(self._fail, expired, DeadlinePassedError)
             if not batch:
-                self._free_at = 0.0
                 self._loop.call_soon_threadsafe(self._stopped)
                 return
             texts = [call.texts[position] for call, positions in batch for position in positions]
             tokens = sum(map(len, texts))
+            with self._lock:
+                self._under_way += tokens
             started = time.monotonic()
-            self._free_at = started + tokens / self.tokens_per_second
             try:
                 vectors = self._encoder.forward(texts)
             except Exception as error:
+                self._ended(tokens, encoded=False)
                 _log.exception("the model failed on a batch of %d texts, %d tokens", len(texts), tokens)
                 failed = OutOfMemoryError if _is_out_of_memory(error) else EncodingFailedError
                 self._loop.call_soon_threadsafe(self._fail, [call for call, _ in batch], failed)
             else:
-                before, ended = ended, time.monotonic()
+                seconds = time.monotonic() - started
+                self._ended(tokens, encoded=True)
+                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, seconds)
+
+    def _ended(self, tokens: int, *, encoded: bool) -> None:
+        """Count a batch out, and into the mean of the tokens a second."""
+        with self._lock:
+            self._under_way -= tokens
+            # Since any batch ended, with what lies between two: who waits, waits for that too.
+            before, self._last_end = self._last_end, time.monotonic()
+            if encoded:
                 self._recent_tokens = RATE_MEMORY * self._recent_tokens + tokens
-                # With what lies between two batches: who waits, waits for that too.
-                self._recent_seconds = RATE_MEMORY * self._recent_seconds + max(ended - before, 1e-6)
-                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, ended - started)
+                self._recent_seconds = RATE_MEMORY * self._recent_seconds + max(self._last_end - before, 1e-6)
 
     def _stopped(self) -> None:
-        self._running = False
+        self._running -= 1
         # What came after the thread's last look.
         if not self._queue.empty:
             self._start()

@@ -70,7 +70,8 @@ class Settings(BaseSettings):
         max_message_bytes: Bytes of a request. As large are all that are on their way taken to be.
         max_batch_tokens: Tokens, padding included, of a batch. A batch under way is what a new call waits
             for, so that a smaller one makes for shorter waits. None: what suits the device.
-        max_queue_tokens: Tokens waiting, of a priority, over which calls are refused. None: 128 full batches.
+        max_queue_tokens: Tokens waiting, of a priority, over which calls are refused. None: 128 full batches
+            for each that the encoder runs at once.
         max_calls: Calls under way, streams included, over which others are refused.
         max_streams: Streams under way, over which others are refused.
         max_inflight_bytes: Bytes of the requests and answers under way, over which calls are refused.

@@ -318,7 +318,7 @@ def test_warming_up_runs_the_longest_batch_and_a_short_text(
         encoder, "forward", lambda batch: (shapes.append((len(batch), len(batch[0]))), forward(batch))[1]
     )
     encoder.warm_up()
-    assert shapes[0] == (8, 64)
+    assert shapes[0] == (encoder.max_batch_tokens // 64, 64)
     assert shapes[1][0] == 1
 
 

@@ -102,7 +102,7 @@ class Running:
 
 
 class GatedEncoder(Encoder):
-    """An encoder whose model waits at a gate, and that tells what it is asked for.
+    """An encoder whose model waits at a gate, one run at a time, and that tells what it is asked for.
 
     Attributes:
         gate: The model runs where it is set, as it is at first.
@@ -116,6 +116,7 @@ class GatedEncoder(Encoder):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.runs_at_once = 1
         self.gate = threading.Event()
         self.gate.set()
         self.events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()

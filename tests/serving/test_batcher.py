@@ -88,6 +88,23 @@ async def test_what_comes_while_the_model_runs_makes_one_batch(encoder: GatedEnc
 
 
 @in_loop
+async def test_the_model_runs_as_many_batches_at_once_as_suit_its_device(encoder: GatedEncoder) -> None:
+    encoder.runs_at_once = 2
+    async with batching(encoder) as batcher:
+        first = await hold(batcher, encoder)
+        second = await start(batcher, [LONG])
+        # At the gate too, though the first has not ended.
+        assert [len(ids) for ids in await asyncio.to_thread(encoder.wait_for, "forward")] == [LONG_TOKENS]
+        waiting = [await start(batcher, [f"open {number}"]) for number in range(3)]
+        encoder.gate.set()
+        answers = await asyncio.gather(first, second, *waiting)
+        assert sorted(batch_lengths(encoder)) == [[SHORT_TOKENS], [4] * 3, [LONG_TOKENS]]
+        for answer, text in zip(answers, [SHORT, LONG, "open 0", "open 1", "open 2"], strict=True):
+            assert answer.vectors == pytest.approx(Encoder.encode(encoder, [text]), abs=1e-5)
+    encoder.runs_at_once = 1
+
+
+@in_loop
 async def test_a_large_call_is_split_and_a_small_one_goes_between(encoder: GatedEncoder) -> None:
     async with batching(encoder, max_batch_tokens=4 * LONG_TOKENS) as batcher:
         held = await hold(batcher, encoder)
@@ -171,17 +188,17 @@ async def test_what_cannot_be_encoded_by_its_deadline_is_refused_before_it_is_to
 ) -> None:
     async with batching(encoder) as batcher:
         held = await hold(batcher, encoder)
-        waiting = await start(batcher, [LONG] * 200)
+        waiting = await start(batcher, [LONG] * 100)
         encoder.forget()
         # As long as it would take alone, with as many before it; of a model so slow that nothing else counts.
         batcher._recent_seconds *= 1e6
-        seconds = 300 * LONG_TOKENS / batcher.tokens_per_second
+        seconds = 150 * LONG_TOKENS / batcher.tokens_per_second
         with pytest.raises(QueueTooLongError) as refused:
-            await batcher.encode([LONG] * 300, "passage", deadline=time.monotonic() + seconds)
+            await batcher.encode([LONG] * 150, "passage", deadline=time.monotonic() + seconds)
         assert 0 < refused.value.retry_after < 5 * seconds
         assert encoder.events.empty()
         # A call without a deadline has the time, and one of few texts has its turn soon.
-        patient = await start(batcher, [LONG] * 300)
+        patient = await start(batcher, [LONG] * 150)
         small = await start(batcher, [SHORT], deadline=time.monotonic() + seconds)
         encoder.gate.set()
         await asyncio.gather(held, waiting, patient, small)
