@@ -17,7 +17,7 @@ from trainer.gathering import gathered
 from trainer.kinds import Kind
 from trainer.options import Option
 
-MICRO_BATCH = 16
+MICRO_BATCH = 32
 """Texts that go through the model together. Sorted by length, they need little padding."""
 
 
