@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peers import peak_memory
+import tokenizers
+from encode import gflop
+from peers import peak_memory, sgemm
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +34,8 @@ MAX_LENGTH = 64
 MARGIN = 2.5
 """More than two cosine distances differ by: every anchor counts, and both means are over all of them."""
 LEARNING_RATE = 2e-5
+SAMPLED_TEXTS = 4000
+"""Of the data, to know how long its texts are."""
 TOLERANCE = 1e-4
 
 SYSTEMS = {
@@ -228,6 +232,15 @@ def _running(systems: dict[str, dict[str, Any]]) -> Iterator[dict[str, Process]]
             process.stop()
 
 
+def _step_gflop(data: str, model: Path) -> float:
+    """What the matrix products of a step take for a text, padding left out: forward once, backward twice."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_LENGTH)
+    texts = [record.text for record in read_records(data)][:SAMPLED_TEXTS]
+    return 3 * gflop(texts, tokenizer, model) / len(texts)
+
+
 def main() -> None:
     """Compare the losses, measure, and print the table."""
     parser = argparse.ArgumentParser(
@@ -261,7 +274,7 @@ def main() -> None:
         worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         verdict = "the same training" if worst <= TOLERANCE else "NOT the same training: no figure counts"
         console.print(f"losses of {options.check_steps} steps differ by {worst:.1e} at most: {verdict}")
-    trained = {
+    trained: dict[str, dict[str, Any]] = {
         name: {"data": data, "model": _model(dropout=True), **system} for name, system in SYSTEMS.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in trained}
@@ -273,15 +286,27 @@ def main() -> None:
                 rates[name].append(128 * options.steps / answer["seconds"])
                 peaks[name] = answer["peak"]
     medians = {name: statistics.median(found) for name, found in rates.items()}
-    table = Table("", "texts/s", f"x {REFERENCE}", "peak, MB")
+    peak = sgemm({"threads": available_cores()})()
+    limit = peak / _step_gflop(data, Path(trained[REFERENCE]["model"]))
+    table = Table("", "texts/s", f"x {REFERENCE}", "% sgemm", "peak, MB")
     for name, rate in medians.items():
-        table.add_row(name, f"{rate:.0f}", f"{rate / medians[REFERENCE]:.2f}", f"{peaks[name] / 1e6:.0f}")
+        table.add_row(
+            name,
+            f"{rate:.0f}",
+            f"{rate / medians[REFERENCE]:.2f}",
+            f"{100 * rate / limit:.0f}",
+            f"{peaks[name] / 1e6:.0f}",
+        )
     console.print(table)
+    console.print(
+        f"sgemm peak {peak:.0f} GFLOP/s: {limit:.0f} texts/s, were a step fp32 matrix products alone"
+    )
     console.print(
         f"{available_cores()} cores, {options.turns} turns of {options.steps} steps of 128 texts, {data}"
     )
     if options.json:
-        options.json.write_text(json.dumps({"texts_per_second": medians, "peak_bytes": peaks}, indent=1))
+        figures = {"texts_per_second": medians, "peak_bytes": peaks, "sgemm_gflops": peak, "limit": limit}
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ score the candidates again.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from cognate.errors import CognateError
 from cognate.gpu_index import build_cagra, check_cagra, why_failed
+from cognate.memory import usable_memory
 
 _faiss: Any = faiss
 """The stubs of faiss lack what its Python wrappers take."""
@@ -179,7 +179,7 @@ class Layout:
         if self.storage != "fp32":
             return Layout("hnsw", self.storage, None, self.recall)
         # Half a byte for two numbers, and the row.
-        fits = (dimension // 4 + 8) * count <= MEMORY_SHARE * _memory()
+        fits = (dimension // 4 + 8) * count <= MEMORY_SHARE * usable_memory()
         return Layout("ivf_fastscan" if fits else "ivf_pq", "fp32", None, self.recall)
 
     def factory_string(self, count: int, dimension: int) -> str | None:
@@ -420,12 +420,3 @@ def _borrows(index: faiss.Index) -> bool:
 
 def _not_built(factory: str, vectors: NDArray[np.float32], error: Exception) -> CognateError:
     return CognateError(f"FAISS cannot build {factory!r} from {len(vectors)} records: {why_failed(error)}")
-
-
-def _memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's limit."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(memory, int((cgroup / "memory.max").read_text()))
-    except (OSError, ValueError):
-        return memory

@@ -177,7 +177,7 @@ def test_auto_keeps_small_ones_flat_and_gives_large_ones_a_graph_or_codes(
 ) -> None:
     auto = Layout("auto")
     assert auto.resolve(1000, 384).kind == "flat"
-    monkeypatch.setattr(index_kinds, "_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(index_kinds, "usable_memory", lambda: 16 * 2**30)
     assert auto.resolve(1_000_000, 384).kind == "ivf_fastscan"
     assert auto.resolve(1_000_000, 384).factory_string(1_000_000, 384) == "IVF4000,PQ192x4fs"
     assert Layout("auto", "int8").resolve(1_000_000, 384).kind == "hnsw"

@@ -9,9 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from cognate.memory import CGROUP, control_group_memory
 from trainer.options import TrainingOptions
-
-CGROUP = Path("/sys/fs/cgroup")
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """glibc's numbers of what mallopt sets (malloc.h), whose defaults are 128 KiB and 65,536."""
@@ -41,18 +40,9 @@ def keeping_freed_memory() -> Iterator[None]:
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes that this process may still take: of the machine, and of its control group (version 2, or 1)."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-        except (OSError, ValueError):  # "max" is no number: there is no limit.
-            continue
-        free = min(free, max(0, left))
-    return free
+    """Bytes that this process may still take: of the machine, and of its control group."""
+    left = (max(0, limit - used) for limit, used in control_group_memory(cgroup))
+    return min([int(psutil.virtual_memory().available), *left])
 
 
 def reset_peak() -> None:

@@ -70,7 +70,8 @@ def serve(
         int | None, typer.Option(help="Tokens of a batch, padding included. [default: by device]")
     ] = None,
     max_queue_tokens: Annotated[
-        int | None, typer.Option(help="Tokens waiting before calls are refused. [default: 128 batches a core]")
+        int | None,
+        typer.Option(help="Tokens waiting before calls are refused. [default: 128 batches/core]"),
     ] = None,
     max_calls: Annotated[
         int | None, typer.Option(help="Calls under way before others are refused. [default: 1024]")
