@@ -97,6 +97,9 @@ SLOWER_ON_CPU = ["SkipLayerNormFusion"]
 """Of onnxruntime's optimisations, those that cost time on a CPU: the fused operator adds and normalises
 number by number, in a tenth of an int8 model's time, where the two it replaces use vector instructions."""
 
+SPIN_MICROSECONDS = "20"
+"""How long the threads of a run on the CPU wait for work awake; to wake one takes about as long."""
+
 AUTO = ("cuda", "cpu")
 """What "auto" tries, first to last. The others must be asked for: they build engines for minutes, calculate
 with fewer bits, or are slower than the CPU for batches whose shapes differ."""
@@ -164,8 +167,9 @@ def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.Infer
     options.intra_op_num_threads = threads
     # Batches differ in shape, so a pattern of one is no use to the next and its memory is never given back.
     options.enable_mem_pattern = False
-    # Threads that wait by spinning take the cores from runs beside them, the tokenizer and the event loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # From one operator of a run to the next, and no longer: threads that spin while nothing runs take the
+    # cores from the tokenizer, the event loop and runs beside them.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     options.log_severity_level = 3
     names = dict.fromkeys((provider.name, *provider.before, "CPUExecutionProvider"))
     try:
