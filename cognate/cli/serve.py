@@ -1,6 +1,7 @@
 """``cognate serve``."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -143,7 +144,7 @@ def serve(
 ) -> None:
     """Answer Encode and Search over gRPC until SIGTERM or Ctrl-C, then finish what is under way.
 
-    SIGHUP reads the keys and the certificate again.
+    SIGHUP reads the keys and the certificate again, and looks again at the folder of each index.
 
     Each setting comes from its flag, else from the environment (COGNATE_PORT, …), else from the TOML file.
 
@@ -194,6 +195,8 @@ def serve(
         workers=workers,
         config=config,
     )
+    if wrong := serving.misspelt(os.environ):
+        note(f"warning: {wrong}")
     if print_config:
         print_json(settings.model_dump(mode="json"))
         return
