@@ -167,12 +167,11 @@ class _Parent:
         for worker in self._workers.values():
             worker.tell(_RELOAD)
 
-    def _metrics_ports(self) -> dict[int, int]:
-        """Where each worker that takes calls tells its metrics; for any thread."""
+    def _metrics_ports(self) -> dict[int, int | None]:
+        """Where each worker tells its metrics, None where it takes no calls; for any thread."""
         return {
-            number: worker.metrics_port
+            number: worker.metrics_port if worker.ready else None
             for number, worker in list(self._workers.items())
-            if worker.ready and worker.metrics_port is not None
         }
 
     async def _announce(self, on_ready: OnReady | None) -> None:
