@@ -283,14 +283,14 @@ class Server:
             ],
         )
 
-    def _listen(self, server: grpc.aio.Server, port: int) -> int:
+    def _listen(self, server: grpc.aio.Server, port: int, flag: str = "--port") -> int:
         host = self.settings.host
         try:
             if self._certificates:
                 return server.add_secure_port(address_of(host, port), self._certificates.credentials())
             return server.add_insecure_port(address_of(host, port))
         except RuntimeError:
-            raise CognateError(why_not_listening(host, port)) from None
+            raise CognateError(why_not_listening(host, port, flag)) from None
 
     async def _start_administration(
         self, stack: contextlib.AsyncExitStack, port: int, indexes: IndexService, info: InfoService
@@ -301,7 +301,7 @@ class Server:
         index_pb2_grpc.add_IndexServiceServicer_to_server(indexes, server)  # type: ignore[no-untyped-call]
         info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self.admin_port = self._listen(server, port)
+        self.admin_port = self._listen(server, port, "--admin-port")
         stack.push_async_callback(server.stop, None)
         await server.start()
         self._servers.append(server)
@@ -336,19 +336,26 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
     """As ``run``, in an event loop that is there already; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     told_to_stop = asyncio.Event()
+    started = asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload_once_started() -> None:
+        await started.wait()
+        await server.reload_all()
+
+    def reload() -> None:
+        task = loop.create_task(reload_once_started())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    # Before all else, for without a handler the signal ends the process.
+    loop.add_signal_handler(signal.SIGHUP, reload)
     async with server:
         # Only now: until calls are taken, there is nothing to finish.
         for number in signals:
             loop.add_signal_handler(number, told_to_stop.set)
-        reloads: set[asyncio.Task[None]] = set()
-
-        def reload() -> None:
-            task = loop.create_task(server.reload_all())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        started.set()
         if on_ready is not None:
             on_ready(server)
         broken = loop.create_task(server.listen_until_broken())
@@ -449,7 +456,7 @@ def listen_alone(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         return family, alone.getsockname()
 
 
-def why_not_listening(host: str, port: int) -> str:
+def why_not_listening(host: str, port: int, flag: str = "--port") -> str:
     """Why a port cannot be listened on, which gRPC does not tell: ask the system."""
     try:
         listen_alone(host, port)
@@ -457,9 +464,9 @@ def why_not_listening(host: str, port: int) -> str:
         return f"the host {host!r} is no address of this machine: {error.strerror}; give another --host"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return f"port {port} on {host} is in use; give another with --port, or stop what uses it"
+            return f"port {port} on {host} is in use; give another with {flag}, or stop what uses it"
         if error.errno == errno.EADDRNOTAVAIL:
             return f"the host {host!r} is no address of this machine; give another --host"
         why = os.strerror(error.errno or 0)
-        return f"port {port} on {host} cannot be listened on: {why}; give another with --port"
-    return f"port {port} on {host} cannot be listened on; give another with --port"
+        return f"port {port} on {host} cannot be listened on: {why}; give another with {flag}"
+    return f"port {port} on {host} cannot be listened on; give another with {flag}"
