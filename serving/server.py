@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ from serving.boundary import Boundary
 from serving.certificates import Certificates
 from serving.description_service import InfoService
 from serving.embedding_service import EmbeddingService
+from serving.index_changes import ChangesOfAll, OtherWorkers, ServedByAll
 from serving.index_service import IndexService
 from serving.index_watch import IndexWatch
 from serving.indexes import IndexRegistry
@@ -91,12 +92,12 @@ class Server:
         metrics: What is measured, for what else can be watched; None where nothing is.
     """
 
-    def __init__(self, settings: Settings, *, shares_port: bool = False) -> None:
+    def __init__(self, settings: Settings, others: OtherWorkers | None = None) -> None:
         """Make a server; nothing is opened yet.
 
         Args:
             settings: What it serves.
-            shares_port: Whether others of this user may listen on its port too: the other workers.
+            others: The other workers, which listen on its port too; None where it is alone.
         """
         self.settings = settings
         self.address = ""
@@ -105,7 +106,7 @@ class Server:
         self.admin_port: int | None = None
         self.metrics_port: int | None = None
         self.metrics = None if settings.metrics_port is None else Metrics()
-        self._shares_port = shares_port
+        self._others = others
         self._observe = observing(())
         self._access = Access()
         self._certificates: Certificates | None = None
@@ -140,11 +141,17 @@ class Server:
                 milvus=settings.milvus,
             )
             stack.callback(indexes.close)
-            for name, path in settings.indexes.items():
-                await indexes.load(name, path)
-            if settings.watch is not None:
-                watch = await _watch(settings.watch, indexes)
-                stack.push_async_callback(_end, asyncio.create_task(watch.run(settings.watch_seconds)))
+            if self._others and self._others.served is not None:
+                await _load_as_others(indexes, self._others.served)
+            else:
+                for name, path in settings.indexes.items():
+                    await indexes.load(name, path)
+                if settings.watch is not None:
+                    watch = await _watch(settings.watch, indexes)
+                    # Workers do not watch each for itself, but change together.
+                    if self._others is None:
+                        watching = asyncio.create_task(watch.run(settings.watch_seconds))
+                        stack.push_async_callback(_end, watching)
             following = asyncio.create_task(indexes.follow_aliases(settings.watch_seconds))
             stack.push_async_callback(_end, following)
             batcher = Batcher(
@@ -166,7 +173,8 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_service = IndexService(indexes, settings, shared, model, failures)
+            changes = ChangesOfAll(indexes, self._others.ask) if self._others else indexes
+            index_service = IndexService(indexes, changes, settings, shared, model, failures)
             index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -274,7 +282,7 @@ class Server:
                 ("grpc.server.max_pending_requests", PENDING_CALLS * settings.max_calls),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS * settings.max_calls),
                 # Else a second server would take half the calls of the first, and none would know.
-                ("grpc.so_reuseport", int(self._shares_port)),
+                ("grpc.so_reuseport", int(self._others is not None)),
                 ("grpc.enable_channelz", int(settings.channelz)),
                 # Else a peer that vanished keeps its stream's place, and its connection, for two hours.
                 ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
@@ -385,6 +393,18 @@ async def _load_model(settings: Settings) -> Encoder:
         )
 
 
+async def _load_as_others(indexes: IndexRegistry, served: Mapping[str, ServedByAll]) -> None:
+    """Load what the other workers serve. What is gone from the disk they have open still, but not this."""
+    for name, (source, previous) in served.items():
+        try:
+            await indexes.load(name, source)
+        except CognateError as why:
+            _log.error("index %s is served by the other workers only: %s", name, why)
+        else:
+            if previous is not None:
+                indexes.remember(name, previous)
+
+
 async def _watch(folder: Path, indexes: IndexRegistry) -> IndexWatch:
     """Watch a folder of indexes, and load those that are there."""
     if not folder.is_dir():
@@ -422,11 +442,6 @@ def _no_administration(settings: Settings) -> str:
     """Why methods that change indexes are refused on the port of the others; empty where they are not."""
     if settings.admin_port is not None:
         return "the indexes of this server are administered on another port"
-    if settings.workers > 1:
-        return (
-            f"this server has {settings.workers} workers, and a change would reach only one; publish "
-            "versions in a folder that it watches, restart it with other indexes, or run one worker"
-        )
     if not settings.admin and settings.keys is None:
         return "administration is off; start the server with --admin, --admin-port or keys with that right"
     return ""

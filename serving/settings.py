@@ -178,6 +178,12 @@ class Settings(BaseSettings):
             errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
             raise CognateError(_sentence(errors[0], cls)) from None
 
+    def said(self) -> dict[str, Any]:
+        """All settings as JSON has them, the secret one too: for a worker, over a pipe."""
+        secret = self.milvus_token
+        token = None if secret is None else secret.get_secret_value()
+        return {**self.model_dump(mode="json"), "milvus_token": token}
+
     @property
     def milvus(self) -> MilvusOptions:
         """How to talk to Milvus."""
@@ -224,10 +230,6 @@ class Settings(BaseSettings):
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         if self.admin_port and self.admin_port == self.port:
             raise ValueError(f"port and admin_port are both {self.port}; give each its own")
-        if self.admin_port is not None and self.workers > 1:
-            raise ValueError(
-                "admin_port needs one worker, since a change of the indexes would reach one of several only"
-            )
         if self.updates and self.workers > 1:
             raise ValueError("updates need one worker, since one of several only would have them")
         return self

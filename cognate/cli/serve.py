@@ -209,8 +209,10 @@ def serve(
         if server.metrics_port is not None:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
 
-    def all_ready(address: str, metrics_port: int | None) -> None:
+    def all_ready(address: str, admin_port: int | None, metrics_port: int | None) -> None:
         _log.info("serving on %s with %d workers; Ctrl-C stops it", address, settings.workers)
+        if admin_port is not None:
+            _log.info("administration on port %d", admin_port)
         if metrics_port is not None:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, metrics_port)
 

@@ -1,5 +1,6 @@
 """Settings from flags, the environment and a TOML file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,6 @@ def test_flags_replace_the_indexes_of_the_file(config: Path) -> None:
         ({"tls_certificate": "c"}, "tls_certificate and tls_key go together"),
         ({"tls_client_ca": "c"}, "tls_client_ca needs tls_certificate and tls_key"),
         ({"port": 7, "admin_port": 7}, "port and admin_port are both 7; give each its own"),
-        ({"admin_port": 0, "workers": 2}, "admin_port needs one worker"),
         ({"workers": 0}, "the setting workers is 0"),
         ({"indexes": ["i", "j"]}, "two indexes are named 'default'; give each a name of its own"),
         ({"indexes": ["a="]}, "'a=' names no path; give [NAME=]PATH"),
@@ -122,6 +122,12 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: 
         Settings.load(bundle="b", config=tmp_path / "cognate.toml")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_gets_all_settings_the_secret_one_too() -> None:
+    settings = Settings.load(bundle="b", milvus_token="root:secret", workers=2, indexes=["a=milvus://m:1/x"])
+    assert "secret" not in settings.model_dump_json()
+    assert Settings.load(**json.loads(json.dumps(settings.said()))) == settings
 
 
 def test_a_variable_like_a_setting_is_told_of_and_those_of_others_are_not() -> None:
