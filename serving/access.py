@@ -78,6 +78,8 @@ class Caller:
         Raises:
             Refusal: NOT_PERMITTED where the index is another's; RATE_LIMITED.
         """
+        if self.key is None:
+            return
         self._check_index(method, request)
         # What needs no right costs next to nothing, and clients ask for the limits before their first call.
         if right_for(method):
