@@ -78,8 +78,12 @@ class Caller:
         Raises:
             Refusal: NOT_PERMITTED where the index is another's; RATE_LIMITED.
         """
+        if self.key is None:
+            return
         self._check_index(method, request)
-        self._check_rate(sum(len(getattr(request, name, ())) for name in ("texts", "queries", "records")))
+        # What needs no right costs next to nothing, and clients ask for the limits before their first call.
+        if right_for(method):
+            self._check_rate(sum(len(getattr(request, name, ())) for name in ("texts", "queries", "records")))
 
     def visible(self, response: Any) -> Any:
         """An answer without what the key may not see: the indexes of others."""
@@ -136,6 +140,8 @@ class Access:
 
     def reload(self) -> None:
         """Read the file again; a bad one changes nothing, and is logged. Limits begin afresh."""
+        if self._file is None:
+            return
         try:
             self._callers = self._read()
         except CognateError as error:

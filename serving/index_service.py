@@ -17,6 +17,7 @@ from cognate.updates import Applied, IndexUpdates, UpdatedIndex
 from cognate.v1 import embedding_pb2, index_pb2, index_pb2_grpc
 from serving.callers import read_caller
 from serving.encoding import check_count, check_text, encode_texts, timings, usages
+from serving.index_changes import IndexChanges
 from serving.indexes import IndexRegistry
 from serving.refusal import bad_field, index_refused, no_updates, not_written, other_fingerprint
 from serving.remote_indexes import RemoteFailures
@@ -37,6 +38,7 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
     def __init__(
         self,
         indexes: IndexRegistry,
+        changes: IndexChanges,
         settings: Settings,
         encoder: SharedEncoder,
         model: BundleManifest,
@@ -46,6 +48,7 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
 
         Args:
             indexes: Those that are searched.
+            changes: Changes them, in all workers.
             settings: The server's.
             encoder: Encodes the texts of records that are written.
             model: The encoder's.
@@ -53,6 +56,7 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
         """
         self._failures = failures
         self._indexes = indexes
+        self._changes = changes
         self._settings = settings
         self._encoder = encoder
         self._model = model
@@ -69,21 +73,21 @@ class IndexService(index_pb2_grpc.IndexServiceServicer):
         """Load a version and switch to it."""
         if not is_index_name(request.name):
             raise bad_field("name", "must be up to 64 letters, digits, dots, dashes and underscores")
-        await _refusing(self._indexes.load(request.name, self._location(request.path)))
+        await _refusing(self._changes.load(request.name, self._location(request.path)))
         return index_pb2.LoadIndexResponse(index=self._describe(request.name))
 
     async def RollbackIndex(  # noqa: N802
         self, request: index_pb2.RollbackIndexRequest, _context: Any
     ) -> index_pb2.RollbackIndexResponse:
         """Switch to the version before."""
-        await _refusing(self._indexes.rollback(request.name))
+        await _refusing(self._changes.rollback(request.name))
         return index_pb2.RollbackIndexResponse(index=self._describe(request.name))
 
     async def UnloadIndex(  # noqa: N802
         self, request: index_pb2.UnloadIndexRequest, _context: Any
     ) -> index_pb2.UnloadIndexResponse:
         """Serve an index no longer."""
-        await self._indexes.unload(request.name)
+        await _refusing(self._changes.unload(request.name))
         return index_pb2.UnloadIndexResponse()
 
     async def Upsert(  # noqa: N802

@@ -10,11 +10,10 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cognate.artifact import MANIFEST
 from cognate.updates import SUFFIX
-from serving.indexes import IndexRegistry
 from serving.settings import is_index_name
 
 _log = logging.getLogger(__name__)
@@ -32,6 +31,13 @@ class Published(NamedTuple):
     files: tuple[tuple[str, int, int, int], ...]
 
 
+class Loads(Protocol):
+    """Whoever loads what is published: a registry, or all of several workers."""
+
+    async def load(self, name: str, location: Path, /) -> None:
+        """As ``IndexRegistry.load``."""
+
+
 class IndexWatch:
     """Loads what is published, where it is newer than whatever the watch has loaded before.
 
@@ -39,12 +45,12 @@ class IndexWatch:
     that was rolled back from or unloaded is not loaded again either, unless it is written anew.
     """
 
-    def __init__(self, folder: Path, registry: IndexRegistry) -> None:
+    def __init__(self, folder: Path, registry: Loads) -> None:
         """Prepare to watch.
 
         Args:
             folder: The one that versions are published in.
-            registry: Where they are loaded.
+            registry: Loads them.
         """
         self._folder = folder
         self._registry = registry

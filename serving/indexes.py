@@ -97,6 +97,11 @@ class Previous(NamedTuple):
     location: Location
     version: str
 
+    @classmethod
+    def of(cls, index: Searchable) -> Self:
+        """What a version is after another has taken its place."""
+        return cls(index.location, index.version)
+
 
 @dataclass(frozen=True)
 class Served:
@@ -117,6 +122,9 @@ class Served:
 
 class IndexRegistry:
     """Indexes by name, all of one model. Changes are made one after another; searches never wait for one.
+
+    ``load`` and ``rollback`` are ``prepare`` and ``switch``, which are apart where several processes switch
+    together; who calls these two makes one change after another.
 
     Attributes:
         loading: The name that a version is being opened for; None where none is.
@@ -225,7 +233,7 @@ class IndexRegistry:
             CognateError: It is missing, damaged, too new or of another model. The present one stays.
         """
         async with self._changing:
-            await self._switch(name, location, None)
+            self.switch(await self.prepare(name, location))
 
     async def rollback(self, name: str) -> None:
         """Let the version that was current before take the place of the present one.
@@ -238,7 +246,7 @@ class IndexRegistry:
             previous = self.served(name).previous
             if previous is None:
                 raise no_previous_version(name)
-            await self._switch(name, previous.location, previous.version)
+            self.switch(await self.prepare(name, previous.location, previous.version))
 
     async def unload(self, name: str) -> None:
         """Serve an index no longer. Searches under way are still answered.
@@ -363,23 +371,39 @@ class IndexRegistry:
         async with self._changing:
             # Not where it was unloaded, or rolled back from, meanwhile.
             if self._served.get(name) is served:
-                await self._switch(name, alias, None)
+                self.switch(await self.prepare(name, alias))
 
-    async def _switch(self, name: str, location: Location, expected: str | None) -> None:
+    async def prepare(self, name: str, location: Location, expected: str | None = None) -> "Prepared":
+        """Open a version, check it and warm it, beside the present one; then ``switch`` to it or ``drop`` it.
+
+        Args:
+            name: New, or one that is served.
+            location: The version's.
+            expected: The version that must lie there; None: any.
+
+        Raises:
+            CognateError: As ``load``.
+        """
         if self._closing:
             # What was served before may be what is to be opened, and one at a time updates it.
             await asyncio.wait(self._closing)
         opened = await self._open(name, location, expected)
-        if opened is None:
-            return
-        index, updates = opened.index, opened.updates
         before = self._served.get(name)
-        if before is None:
-            self._served[name] = Served(Version(index), location, None, updates)
-        else:
-            replaced = before.version.index
-            previous = Previous(replaced.location, replaced.version)
-            self._served[name] = Served(Version(index), location, previous, updates)
+        if opened is not None:
+            previous = None if before is None else Previous.of(before.version.index)
+            return Prepared(name, location, opened.index.version, previous, opened)
+        assert before  # noqa: S101
+        return Prepared(name, before.source, before.version.index.version, before.previous, None)
+
+    def switch(self, prepared: "Prepared") -> None:
+        """Let what was prepared take the place of the present version."""
+        if prepared.opened is None:
+            return
+        name, index, updates = prepared.name, prepared.opened.index, prepared.opened.updates
+        before = self._served.get(name)
+        previous = None if before is None else Previous.of(before.version.index)
+        self._served[name] = Served(Version(index), prepared.source, previous, updates)
+        if before is not None:
             self._retire(before)
         self._compact_again.pop(name, None)
         self._compact_if_due(name)
@@ -387,10 +411,19 @@ class IndexRegistry:
             "index %s: version %s of %s serves, %d records, on %s",
             name,
             index.version,
-            location,
+            prepared.source,
             index.count,
             index.device,
         )
+
+    def drop(self, prepared: "Prepared") -> None:
+        """Close what was prepared, in a thread; the present version stays."""
+        if prepared.opened is not None:
+            asyncio.get_running_loop().run_in_executor(None, prepared.opened.close)
+
+    def remember(self, name: str, previous: Previous) -> None:
+        """Let a rollback of what is served go back to a version that this registry did not have itself."""
+        self._served[name] = replace(self._served[name], previous=previous)
 
     async def _open(self, name: str, location: Location, expected: str | None) -> "_Opened | None":
         """Open a version in the loader's thread; None where it is the current one."""
@@ -427,6 +460,25 @@ class _Opened:
         if self.updates:
             self.updates.close()
         self.index.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A version that was opened beside the present one, to take its place.
+
+    Attributes:
+        name: Under which it is to be served.
+        source: Where it is, as it was given.
+        version: Its ``Index.version``.
+        previous: What would be before it.
+        opened: None where it is the present one.
+    """
+
+    name: str
+    source: Location
+    version: str
+    previous: Previous | None
+    opened: _Opened | None
 
 
 def _open_warm(

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ from serving.boundary import Boundary
 from serving.certificates import Certificates
 from serving.description_service import InfoService
 from serving.embedding_service import EmbeddingService
+from serving.index_changes import ChangesOfAll, OtherWorkers, ServedByAll
 from serving.index_service import IndexService
 from serving.index_watch import IndexWatch
 from serving.indexes import IndexRegistry
@@ -91,12 +93,12 @@ class Server:
         metrics: What is measured, for what else can be watched; None where nothing is.
     """
 
-    def __init__(self, settings: Settings, *, shares_port: bool = False) -> None:
+    def __init__(self, settings: Settings, others: OtherWorkers | None = None) -> None:
         """Make a server; nothing is opened yet.
 
         Args:
             settings: What it serves.
-            shares_port: Whether others of this user may listen on its port too: the other workers.
+            others: The other workers, which listen on its port too; None where it is alone.
         """
         self.settings = settings
         self.address = ""
@@ -105,7 +107,7 @@ class Server:
         self.admin_port: int | None = None
         self.metrics_port: int | None = None
         self.metrics = None if settings.metrics_port is None else Metrics()
-        self._shares_port = shares_port
+        self._others = others
         self._observe = observing(())
         self._access = Access()
         self._certificates: Certificates | None = None
@@ -140,11 +142,17 @@ class Server:
                 milvus=settings.milvus,
             )
             stack.callback(indexes.close)
-            for name, path in settings.indexes.items():
-                await indexes.load(name, path)
-            if settings.watch is not None:
-                watch = await _watch(settings.watch, indexes)
-                stack.push_async_callback(_end, asyncio.create_task(watch.run(settings.watch_seconds)))
+            if self._others and self._others.served is not None:
+                await _load_as_others(indexes, self._others.served)
+            else:
+                for name, path in settings.indexes.items():
+                    await indexes.load(name, path)
+                if settings.watch is not None:
+                    watch = await _watch(settings.watch, indexes)
+                    # Workers do not watch each for itself, but change together.
+                    if self._others is None:
+                        watching = asyncio.create_task(watch.run(settings.watch_seconds))
+                        stack.push_async_callback(_end, watching)
             following = asyncio.create_task(indexes.follow_aliases(settings.watch_seconds))
             stack.push_async_callback(_end, following)
             batcher = Batcher(
@@ -166,7 +174,8 @@ class Server:
             info = InfoService(encoder, batcher, settings)
             embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
             search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
-            index_service = IndexService(indexes, settings, shared, model, failures)
+            changes = ChangesOfAll(indexes, self._others.ask) if self._others else indexes
+            index_service = IndexService(indexes, changes, settings, shared, model, failures)
             index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
             info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -274,7 +283,7 @@ class Server:
                 ("grpc.server.max_pending_requests", PENDING_CALLS * settings.max_calls),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS * settings.max_calls),
                 # Else a second server would take half the calls of the first, and none would know.
-                ("grpc.so_reuseport", int(self._shares_port)),
+                ("grpc.so_reuseport", int(self._others is not None)),
                 ("grpc.enable_channelz", int(settings.channelz)),
                 # Else a peer that vanished keeps its stream's place, and its connection, for two hours.
                 ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
@@ -283,14 +292,14 @@ class Server:
             ],
         )
 
-    def _listen(self, server: grpc.aio.Server, port: int) -> int:
+    def _listen(self, server: grpc.aio.Server, port: int, flag: str = "--port") -> int:
         host = self.settings.host
         try:
             if self._certificates:
                 return server.add_secure_port(address_of(host, port), self._certificates.credentials())
             return server.add_insecure_port(address_of(host, port))
         except RuntimeError:
-            raise CognateError(why_not_listening(host, port)) from None
+            raise CognateError(why_not_listening(host, port, flag)) from None
 
     async def _start_administration(
         self, stack: contextlib.AsyncExitStack, port: int, indexes: IndexService, info: InfoService
@@ -301,7 +310,7 @@ class Server:
         index_pb2_grpc.add_IndexServiceServicer_to_server(indexes, server)  # type: ignore[no-untyped-call]
         info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self.admin_port = self._listen(server, port)
+        self.admin_port = self._listen(server, port, "--admin-port")
         stack.push_async_callback(server.stop, None)
         await server.start()
         self._servers.append(server)
@@ -336,19 +345,30 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
     """As ``run``, in an event loop that is there already; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     told_to_stop = asyncio.Event()
+    started = asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload_once_started() -> None:
+        await started.wait()
+        await server.reload_all()
+
+    def reload() -> None:
+        task = loop.create_task(reload_once_started())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    # Before all else, for without a handler the signal ends the process.
+    loop.add_signal_handler(signal.SIGHUP, reload)
     async with server:
         # Only now: until calls are taken, there is nothing to finish.
         for number in signals:
             loop.add_signal_handler(number, told_to_stop.set)
-        reloads: set[asyncio.Task[None]] = set()
-
-        def reload() -> None:
-            task = loop.create_task(server.reload_all())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        started.set()
+        # All that was imported and loaded stays. To look through it for what may go takes 20 ms and more, in
+        # which no call is answered.
+        gc.collect()
+        gc.freeze()
         if on_ready is not None:
             on_ready(server)
         broken = loop.create_task(server.listen_until_broken())
@@ -376,6 +396,18 @@ async def _load_model(settings: Settings) -> Encoder:
         return await asyncio.get_running_loop().run_in_executor(
             loader, lambda: Encoder(settings.bundle, device=settings.device, threads=settings.threads)
         )
+
+
+async def _load_as_others(indexes: IndexRegistry, served: Mapping[str, ServedByAll]) -> None:
+    """Load what the other workers serve. What is gone from the disk they have open still, but not this."""
+    for name, (source, previous) in served.items():
+        try:
+            await indexes.load(name, source)
+        except CognateError as why:
+            _log.error("index %s is served by the other workers only: %s", name, why)
+        else:
+            if previous is not None:
+                indexes.remember(name, previous)
 
 
 async def _watch(folder: Path, indexes: IndexRegistry) -> IndexWatch:
@@ -415,11 +447,6 @@ def _no_administration(settings: Settings) -> str:
     """Why methods that change indexes are refused on the port of the others; empty where they are not."""
     if settings.admin_port is not None:
         return "the indexes of this server are administered on another port"
-    if settings.workers > 1:
-        return (
-            f"this server has {settings.workers} workers, and a change would reach only one; publish "
-            "versions in a folder that it watches, restart it with other indexes, or run one worker"
-        )
     if not settings.admin and settings.keys is None:
         return "administration is off; start the server with --admin, --admin-port or keys with that right"
     return ""
@@ -449,7 +476,7 @@ def listen_alone(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         return family, alone.getsockname()
 
 
-def why_not_listening(host: str, port: int) -> str:
+def why_not_listening(host: str, port: int, flag: str = "--port") -> str:
     """Why a port cannot be listened on, which gRPC does not tell: ask the system."""
     try:
         listen_alone(host, port)
@@ -457,9 +484,9 @@ def why_not_listening(host: str, port: int) -> str:
         return f"the host {host!r} is no address of this machine: {error.strerror}; give another --host"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return f"port {port} on {host} is in use; give another with --port, or stop what uses it"
+            return f"port {port} on {host} is in use; give another with {flag}, or stop what uses it"
         if error.errno == errno.EADDRNOTAVAIL:
             return f"the host {host!r} is no address of this machine; give another --host"
         why = os.strerror(error.errno or 0)
-        return f"port {port} on {host} cannot be listened on: {why}; give another with --port"
-    return f"port {port} on {host} cannot be listened on; give another with --port"
+        return f"port {port} on {host} cannot be listened on: {why}; give another with {flag}"
+    return f"port {port} on {host} cannot be listened on; give another with {flag}"

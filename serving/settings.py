@@ -1,8 +1,9 @@
 """What a server runs and what it takes: from flags, the environment and a TOML file."""
 
+import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,15 @@ from serving.logs import LogFormat, LogLevel
 
 DEFAULT_INDEX = "default"
 """The name of an index that is given none, and the one that a search without a name takes."""
+
+PREFIX = "COGNATE_"
+"""Of the environment's variables."""
+
+OTHER_VARIABLES = {"API_KEY", "DEBUG", "METRICS_TARGET", "RUNS", "TARGET", "TLS_CA", "TLS_CLIENT"}
+"""Those that other commands read."""
+
+LIKENESS = 0.75
+"""From which on a variable is thought a misspelt setting."""
 
 _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -102,7 +112,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="COGNATE_", env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
     )
 
     config: Path | None = None
@@ -165,7 +175,15 @@ class Settings(BaseSettings):
         try:
             return cls(**given)
         except pydantic.ValidationError as error:
-            raise CognateError(_sentence(error.errors()[0], cls)) from None
+            # A misspelt name is why another is missing.
+            errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+            raise CognateError(_sentence(errors[0], cls)) from None
+
+    def said(self) -> dict[str, Any]:
+        """All settings as JSON has them, the secret one too: for a worker, over a pipe."""
+        secret = self.milvus_token
+        token = None if secret is None else secret.get_secret_value()
+        return {**self.model_dump(mode="json"), "milvus_token": token}
 
     @property
     def milvus(self) -> MilvusOptions:
@@ -213,13 +231,25 @@ class Settings(BaseSettings):
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         if self.admin_port and self.admin_port == self.port:
             raise ValueError(f"port and admin_port are both {self.port}; give each its own")
-        if self.admin_port is not None and self.workers > 1:
-            raise ValueError(
-                "admin_port needs one worker, since a change of the indexes would reach one of several only"
-            )
         if self.updates and self.workers > 1:
             raise ValueError("updates need one worker, since one of several only would have them")
         return self
+
+
+def misspelt(environment: Iterable[str]) -> str | None:
+    """What is wrong with ``COGNATE_`` variables that are like a setting's but none; None where nothing is.
+
+    Args:
+        environment: The names of its variables.
+    """
+    settings = {name.upper() for name in Settings.model_fields}
+    given = {name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)}
+    for name in sorted(given - settings - OTHER_VARIABLES):
+        if name.startswith(("SERVICE_", "PORT_")):
+            continue  # Kubernetes' own, of a service named cognate.
+        if like := difflib.get_close_matches(name, settings, 1, LIKENESS):
+            return f"{PREFIX}{name} is no setting, and is passed over; was {PREFIX}{like[0]} meant?"
+    return None
 
 
 def is_index_name(name: str) -> bool:

@@ -17,11 +17,12 @@ class WorkerMetrics(Collector):
     What is summed over ``worker`` is the server's. ``cognate_worker_up`` tells which ones answered.
     """
 
-    def __init__(self, ports: Callable[[], Mapping[int, int]]) -> None:
+    def __init__(self, ports: Callable[[], Mapping[int, int | None]]) -> None:
         """Make it.
 
         Args:
-            ports: The metrics port of each worker, on 127.0.0.1, by its number; asked anew each time.
+            ports: The metrics port of each worker, on 127.0.0.1, by its number; None where it is down. Asked
+                anew each time.
         """
         self._ports = ports
 
@@ -31,6 +32,9 @@ class WorkerMetrics(Collector):
         families: dict[str, Metric] = {}
         for number, port in sorted(self._ports().items()):
             worker = str(number)
+            if port is None:
+                up.add_metric([worker], 0)
+                continue
             try:
                 read = _read(port)
             except (OSError, http.client.HTTPException):

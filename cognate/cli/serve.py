@@ -1,6 +1,7 @@
 """``cognate serve``."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -144,7 +145,7 @@ def serve(
 ) -> None:
     """Answer Encode and Search over gRPC until SIGTERM or Ctrl-C, then finish what is under way.
 
-    SIGHUP reads the keys and the certificate again.
+    SIGHUP reads the keys and the certificate again, and looks again at the folder of each index.
 
     Each setting comes from its flag, else from the environment (COGNATE_PORT, …), else from the TOML file.
 
@@ -195,6 +196,8 @@ def serve(
         workers=workers,
         config=config,
     )
+    if wrong := serving.misspelt(os.environ):
+        note(f"warning: {wrong}")
     if print_config:
         print_json(settings.model_dump(mode="json"))
         return
@@ -207,8 +210,10 @@ def serve(
         if server.metrics_port is not None:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
 
-    def all_ready(address: str, metrics_port: int | None) -> None:
+    def all_ready(address: str, admin_port: int | None, metrics_port: int | None) -> None:
         _log.info("serving on %s with %d workers; Ctrl-C stops it", address, settings.workers)
+        if admin_port is not None:
+            _log.info("administration on port %d", admin_port)
         if metrics_port is not None:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, metrics_port)
 

@@ -107,6 +107,10 @@ def test_ports_and_waits_agree() -> None:
     ] == [{"targets": ["cognate:9464"]}]
 
 
+def test_no_service_of_the_same_name_sets_variables_that_are_settings() -> None:
+    assert POD["spec"]["enableServiceLinks"] is False
+
+
 def test_files_that_are_mounted_are_there() -> None:
     mounted = [
         volume.split(":")[0]

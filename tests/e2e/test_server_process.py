@@ -1,6 +1,7 @@
 """The server as a process: quick to start, without torch, refusing what does not fit, stopping in order."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -79,6 +80,29 @@ def test_a_signal_stops_the_server_with_exit_code_0(
     with serving("--bundle", minilm_bundle, "--index", sample_index) as (server, _):
         server.send_signal(stop)
         assert server.wait(timeout=60) == 0
+
+
+def test_a_hangup_while_it_loads_does_not_end_it(minilm_bundle: Path, sample_index: Path) -> None:
+    command = [*COGNATE, "serve", "--bundle", minilm_bundle, "--index", sample_index, "--port", "0"]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        # The indexes are next.
+        assert "the model runs on" in next(server.stderr)
+        server.send_signal(signal.SIGHUP)
+        assert any("serving on" in line for line in server.stderr)
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Hit at the first of the libraries, which take the most of the start.
+    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    finished = run("serve")
+    assert finished.returncode == -signal.SIGINT
+    assert finished.stderr == ""
 
 
 def test_a_port_in_use_is_one_line(minilm_bundle: Path, sample_index: Path) -> None:

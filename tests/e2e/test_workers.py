@@ -17,7 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cognate import Client
 from cognate.client import RequestError
+from cognate.encoder import Encoder
+from cognate.v1 import index_pb2, info_pb2, search_pb2
 from tests.e2e.conftest import COGNATE, run, serving
+from tests.serving.servers import Stubs, eventually, failure, version_records, write_index
 from tests.serving.test_access import write_keys
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -184,3 +187,200 @@ def test_a_server_open_to_the_network_without_tls_and_keys_warns_in_one_line(bun
         assert server.wait(60) == 0
     (warning,) = [line for line in lines if "warning" in line]
     assert "on 0.0.0.0 without TLS and without keys, whoever reaches the port may call" in warning
+
+
+@pytest.fixture
+def versions(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Three versions of an index, whose records' ids say which they are of; v4 is damaged."""
+    encoder = Encoder(tiny_bundle)
+    for name in ("v1", "v2", "v3", "v4"):
+        write_index(tmp_path / "versions" / name, encoder, version_records(name))
+    with (tmp_path / "versions/v4/index.faiss").open("r+b") as file:
+        file.seek(50)
+        file.write(b"\xff\xff\xff\xff")
+    return tmp_path / "versions"
+
+
+@contextlib.contextmanager
+def connected_to_all(server: subprocess.Popen[str], target: str) -> Iterator[list[Stubs]]:
+    """Connections to every worker."""
+    with contextlib.ExitStack() as stack:
+        connections = []
+
+        def reached(worker: psutil.Process) -> bool:
+            return any(each.status == psutil.CONN_ESTABLISHED for each in worker.net_connections("tcp"))
+
+        while not connections or not all(map(reached, workers_of(server))):
+            channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+            connections.append(Stubs(stack.enter_context(channel)))
+            connections[-1].get_info(info_pb2.GetInfoRequest(), timeout=60, wait_for_ready=True)
+        yield connections
+
+
+def served_by(stubs: Stubs, name: str = "default") -> str:
+    """The version that answers, which the ids of all hits must be of."""
+    request = search_pb2.SearchRequest(index=name, queries=[search_pb2.Query(text="door")], top_k=3)
+    (result,) = stubs.search(request, timeout=60).results
+    (version,) = {hit.id.partition("/")[0] for hit in result.hits}
+    return str(version)
+
+
+def change(stubs: Stubs, path: Path, name: str = "default") -> None:
+    stubs.load_index(index_pb2.LoadIndexRequest(name=name, path=str(path)), timeout=60)
+
+
+def test_all_workers_switch_together_under_load_and_back(bundle: Path, versions: Path) -> None:
+    arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions, "--admin")
+    with (
+        serving(*arguments, "--workers", 2) as (server, target),
+        connected_to_all(server, target) as connections,
+    ):
+        enough = threading.Event()
+        failures: list[BaseException] = []
+
+        def load(stubs: Stubs) -> None:
+            try:
+                while not enough.is_set():
+                    served_by(stubs)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=load, args=[stubs]) for stubs in connections]
+        for thread in threads:
+            thread.start()
+        for asked in (connections[0], connections[-1]):
+            change(asked, versions / "v2")
+            assert {served_by(stubs) for stubs in connections} == {"v2"}
+            asked.rollback_index(index_pb2.RollbackIndexRequest(name="default"), timeout=60)
+            assert {served_by(stubs) for stubs in connections} == {"v1"}
+        enough.set()
+        for thread in threads:
+            thread.join(120)
+        assert not failures
+        connections[0].unload_index(index_pb2.UnloadIndexRequest(name="default"), timeout=60)
+        for stubs in connections:
+            assert not stubs.list_indexes(index_pb2.ListIndexesRequest(), timeout=60).indexes
+
+
+def test_what_a_worker_refuses_none_serves(bundle: Path, versions: Path) -> None:
+    arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions, "--admin")
+    with (
+        serving(*arguments, "--workers", 2) as (server, target),
+        connected_to_all(server, target) as connections,
+    ):
+        request = index_pb2.LoadIndexRequest(name="default", path=str(versions / "v4"))
+        refused = failure(connections[0].load_index, request)
+        assert refused.code == grpc.StatusCode.FAILED_PRECONDITION
+        assert refused.reason == "BAD_INDEX"
+        assert "index.faiss was altered" in refused.message
+        rollback = index_pb2.RollbackIndexRequest(name="default")
+        assert failure(connections[0].rollback_index, rollback).reason == "NO_PREVIOUS_VERSION"
+        unknown = index_pb2.UnloadIndexRequest(name="nothing")
+        assert failure(connections[0].unload_index, unknown).reason == "NO_SUCH_INDEX"
+        assert {served_by(stubs) for stubs in connections} == {"v1"}
+        # And the next is taken.
+        change(connections[0], versions / "v2")
+        assert {served_by(stubs) for stubs in connections} == {"v2"}
+
+
+def test_a_worker_that_is_started_again_has_what_the_others_switched_to(bundle: Path, versions: Path) -> None:
+    arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions, "--admin")
+    with serving(*arguments, "--workers", 2) as (server, target), watching(target) as health:
+        assert next(status for status in health if status == SERVING)
+        with connected_to_all(server, target) as connections:
+            change(connections[0], versions / "v2")
+        workers_of(server)[0].kill()
+        assert next(status for status in health if status == NOT_SERVING)
+        with connected_to_all(server, target) as connections:
+            # Made once both are there.
+            change(connections[0], versions / "v3", "another")
+        with connected_to_all(server, target) as connections:
+            assert {served_by(stubs) for stubs in connections} == {"v2"}
+            assert {served_by(stubs, "another") for stubs in connections} == {"v3"}
+            rollback = index_pb2.RollbackIndexRequest(name="default")
+            connections[-1].rollback_index(rollback, timeout=60)
+            assert {served_by(stubs) for stubs in connections} == {"v1"}
+
+
+def test_a_worker_that_dies_over_a_change_is_replaced_and_the_change_is_made(
+    bundle: Path, versions: Path
+) -> None:
+    arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions, "--admin")
+    with serving(*arguments, "--workers", 2) as (server, target):
+        first, second = workers_of(server)
+        with connected_to_all(server, target) as connections:
+            second.suspend()
+            # One whose worker answers.
+            asked = None
+            while asked is None:
+                for stubs in connections:
+                    with contextlib.suppress(grpc.RpcError):
+                        stubs.get_info(info_pb2.GetInfoRequest(), timeout=1)
+                        asked = stubs
+            request = index_pb2.LoadIndexRequest(name="default", path=str(versions / "v2"))
+            under_way = asked.load_index.future(request, timeout=60)
+            # The first has it open, and waits for the second.
+            eventually(lambda: any("v2" in file.path for file in first.open_files()))
+            assert not under_way.done()
+            assert served_by(asked) == "v1"
+            second.kill()
+            assert under_way.result().index.version
+        with connected_to_all(server, target) as connections:
+            assert {served_by(stubs) for stubs in connections} == {"v2"}
+
+
+def test_what_is_published_in_a_watched_folder_all_workers_switch_to(
+    bundle: Path, versions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "watched/faq").mkdir(parents=True)
+    (versions / "v1").rename(tmp_path / "watched/faq/v1")
+    arguments = ("--bundle", bundle, "--watch", tmp_path / "watched", "--watch-seconds", 0.05, "--admin")
+    with (
+        serving(*arguments, "--workers", 2) as (server, target),
+        connected_to_all(server, target) as connections,
+    ):
+        assert {served_by(stubs, "faq") for stubs in connections} == {"v1"}
+        (versions / "v4").rename(tmp_path / "watched/faq/v4")
+        (versions / "v2").rename(tmp_path / "watched/faq/v5")
+        eventually(lambda: {served_by(stubs, "faq") for stubs in connections} == {"v2"})
+        # What was rolled back stays so, in all.
+        connections[0].rollback_index(index_pb2.RollbackIndexRequest(name="faq"), timeout=60)
+        assert {served_by(stubs, "faq") for stubs in connections} == {"v1"}
+        (versions / "v3").rename(tmp_path / "watched/faq/v6")
+        eventually(lambda: {served_by(stubs, "faq") for stubs in connections} == {"v3"})
+
+
+def test_an_index_that_was_built_again_in_its_place_is_loaded_by_all_or_none(
+    bundle: Path, versions: Path
+) -> None:
+    with serving("--bundle", bundle, "--index", versions / "v1", "--workers", 2) as (server, target):
+        with connected_to_all(server, target) as connections:
+            (versions / "v1").rename(versions / "old")
+            (versions / "v2").rename(versions / "v1")
+            assert {served_by(stubs) for stubs in connections} == {"v1"}
+            server.send_signal(signal.SIGHUP)
+            eventually(lambda: {served_by(stubs) for stubs in connections} == {"v2"})
+        (versions / "v1").rename(versions / "older")
+        (versions / "v3").rename(versions / "v1")
+        # Another that is started in its place finds the newer one.
+        killed = workers_of(server)[0]
+        killed.kill()
+        eventually(lambda: len(workers_of(server)) == 2 and killed not in workers_of(server))
+        with connected_to_all(server, target) as connections:
+            eventually(lambda: {served_by(stubs) for stubs in connections} == {"v3"})
+
+
+def test_administration_has_a_port_of_its_own_with_several_workers_too(bundle: Path, versions: Path) -> None:
+    arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        serving(*arguments, "--workers", 2, "--admin-port", port) as (server, target),
+        connected_to_all(server, target) as connections,
+        grpc.insecure_channel(f"localhost:{port}") as channel,
+    ):
+        request = index_pb2.LoadIndexRequest(name="default", path=str(versions / "v2"))
+        assert failure(connections[0].load_index, request).reason == "NOT_PERMITTED"
+        change(Stubs(channel), versions / "v2")
+        assert {served_by(stubs) for stubs in connections} == {"v2"}

@@ -74,11 +74,3 @@ def test_the_other_port_needs_keys_too_and_answers_nothing_else(administration: 
     assert administration.get_info(info_pb2.GetInfoRequest(), timeout=60, metadata=ADMIN).model.name
     health = health_pb2_grpc.HealthStub(administration.channel).Check
     assert health(health_pb2.HealthCheckRequest(), timeout=60).status == 1
-
-
-def test_several_workers_refuse_it_for_it_would_reach_only_one(serve: Serve) -> None:
-    # A worker is a server like this one, with the others beside it.
-    running = serve(workers=2)
-    refused = failure(running.stubs.list_indexes, CHANGE)
-    assert refused.code == grpc.StatusCode.PERMISSION_DENIED
-    assert "has 2 workers, and a change would reach only one" in refused.message

@@ -233,3 +233,17 @@ def test_serving_imports_no_training_library(bundle: Path, index: Path) -> None:
     with process(program, bundle, index) as running:
         assert say(running) == "[]"
         assert running.wait(60) == 0
+
+
+def test_what_a_process_has_loaded_is_not_collected_while_it_answers(bundle: Path) -> None:
+    program = (
+        "import gc, os, signal, sys, serving\n"
+        "def ready(_):\n"
+        "    print(gc.get_freeze_count())\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "serving.run(serving.Settings.load(bundle=sys.argv[1], port=0), ready)\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, check=True
+    )
+    assert int(finished.stdout) > 10_000

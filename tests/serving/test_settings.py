@@ -1,12 +1,13 @@
 """Settings from flags, the environment and a TOML file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cognate.errors import CognateError
-from serving import Settings, exposure
+from serving import Settings, exposure, misspelt
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,6 @@ def test_flags_replace_the_indexes_of_the_file(config: Path) -> None:
         ({"tls_certificate": "c"}, "tls_certificate and tls_key go together"),
         ({"tls_client_ca": "c"}, "tls_client_ca needs tls_certificate and tls_key"),
         ({"port": 7, "admin_port": 7}, "port and admin_port are both 7; give each its own"),
-        ({"admin_port": 0, "workers": 2}, "admin_port needs one worker"),
         ({"workers": 0}, "the setting workers is 0"),
         ({"indexes": ["i", "j"]}, "two indexes are named 'default'; give each a name of its own"),
         ({"indexes": ["a="]}, "'a=' names no path; give [NAME=]PATH"),
@@ -113,6 +113,7 @@ def test_a_wrong_setting_is_one_sentence(flags: dict[str, Any], sentence: str) -
         (b"port = ", "cognate.toml is no TOML file"),
         (b"\xff\xfe", "cognate.toml is no TOML file"),
         (b"prot = 1", "there is no setting 'prot'; the settings are config, bundle, indexes"),
+        (b"port = 'x'\nprot = 1", "there is no setting 'prot'"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -121,6 +122,19 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: 
         Settings.load(bundle="b", config=tmp_path / "cognate.toml")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_gets_all_settings_the_secret_one_too() -> None:
+    settings = Settings.load(bundle="b", milvus_token="root:secret", workers=2, indexes=["a=milvus://m:1/x"])
+    assert "secret" not in settings.model_dump_json()
+    assert Settings.load(**json.loads(json.dumps(settings.said()))) == settings
+
+
+def test_a_variable_like_a_setting_is_told_of_and_those_of_others_are_not() -> None:
+    told = misspelt(["COGNATE_PROT", "COGNATE_PORT", "PATH"])
+    assert told == "COGNATE_PROT is no setting, and is passed over; was COGNATE_PORT meant?"
+    others = ["COGNATE_API_KEY", "COGNATE_TLS_CLIENT", "COGNATE_SERVICE_HOST", "COGNATE_PORT_50051_TCP_ADDR"]
+    assert misspelt([*others, *(f"COGNATE_{name.upper()}" for name in Settings.model_fields)]) is None
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

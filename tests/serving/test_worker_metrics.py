@@ -19,7 +19,9 @@ def test_the_metrics_of_workers_are_told_apart_and_one_that_is_gone_is_left_out(
     for _ in range(2):
         first.stubs.encode(embedding_pb2.EncodeRequest(texts=["open"]), timeout=60)
     second.stubs.encode(embedding_pb2.EncodeRequest(texts=["open"]), timeout=60)
-    ports = {number: server.server.metrics_port or 0 for number, server in enumerate((first, second))}
+    ports = {number: server.server.metrics_port for number, server in enumerate((first, second))}
+    # One that is being started again.
+    ports[2] = None
     registry = CollectorRegistry()
     registry.register(WorkerMetrics(lambda: ports))
     published = MetricsPort(registry, "127.0.0.1", 0)
@@ -39,9 +41,9 @@ def test_the_metrics_of_workers_are_told_apart_and_one_that_is_gone_is_left_out(
     try:
         assert read("cognate_calls_total", method="Encode", code="OK") == {"0": 2, "1": 1}
         assert read("cognate_call_seconds_bucket", method="Encode", le="+Inf") == {"0": 2, "1": 1}
-        assert read("cognate_worker_up") == {"0": 1, "1": 1}
+        assert read("cognate_worker_up") == {"0": 1, "1": 1, "2": 0}
         second.stop()
         assert read("cognate_calls_total", method="Encode", code="OK") == {"0": 2}
-        assert read("cognate_worker_up") == {"0": 1, "1": 0}
+        assert read("cognate_worker_up") == {"0": 1, "1": 0, "2": 0}
     finally:
         published.close()
