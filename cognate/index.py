@@ -38,7 +38,7 @@ from cognate.index_kinds import (
 )
 from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.matching import Matching
-from cognate.narrowing import Narrowing, fetched_hits, narrowed_hits
+from cognate.narrowing import NOTHING, Narrowing, fetched_hits, narrowed_hits
 from cognate.processors import available_cores
 from cognate.record_file import RecordFile, RecordFileWriter, line
 from cognate.records import Accuracy, Hit, Record
@@ -56,6 +56,8 @@ FILTER_CACHE_BYTES = 32 * 1024 * 1024
 SPLIT_BYTES = 256 * 1024 * 1024
 """An exact search for fewer queries than cores reads so many bytes of vectors, or more, in a thread for each
 core."""
+
+_ONE = np.float32(1)
 
 _log = logging.getLogger(__name__)
 
@@ -342,6 +344,10 @@ class Index:
         self._flat: Any = _read_faiss(self.folder / VECTORS)
         if self._flat.d != self.manifest.dimension or self._flat.ntotal != self.manifest.count:
             raise ArtifactError(f"{self.folder / VECTORS} does not fit its manifest; build the index again")
+        # Threads of its own, kept: to start one, and OpenMP in it, takes longer than a small index's search.
+        self._readers = ThreadPoolExecutor(
+            available_cores(), "exact-search", initializer=faiss.omp_set_num_threads, initargs=(1,)
+        )
         self._approximate: Approximate | None = None
         if self.manifest.search:
             self._approximate = Approximate(_read_faiss(self.folder / APPROXIMATE), self._flat)
@@ -374,6 +380,7 @@ class Index:
         """Close its files and unmap its vectors. No search may be under way, and none can come after."""
         if self._gpu:
             self._gpu.close()
+        self._readers.shutdown()
         self._flat = self._approximate = self._gpu = None
         self._matching.cache_clear()
         if self._records:
@@ -439,7 +446,7 @@ class Index:
                 dimension or are not finite, or the filter is over a limit.
         """
         return narrowed_hits(
-            self, vectors, top_k, narrowing or Narrowing(), accuracy=accuracy, min_score=min_score
+            self, vectors, top_k, narrowing or NOTHING, accuracy=accuracy, min_score=min_score
         )
 
     def search_on_device(
@@ -508,8 +515,8 @@ class Index:
             scores, rows = self._nearest_of(vectors, k, accuracy, matching)
         scores, rows = _in_order(scores, rows)
         # Not np.clip, which takes as long as fetching a record.
-        np.minimum(scores, np.float32(1), out=scores)
-        return np.maximum(scores, np.float32(-1), out=scores), rows
+        np.minimum(scores, _ONE, out=scores)
+        return np.maximum(scores, -_ONE, out=scores), rows
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy
@@ -522,8 +529,8 @@ class Index:
         else:
             scores, rows = self._approximate.search(vectors, k, parameters)
         # The lists that were read may hold fewer, and a graph may lead to fewer.
-        short = np.flatnonzero((rows < 0).any(axis=1))
-        if len(short):
+        if rows.min() < 0:
+            short = np.flatnonzero((rows < 0).any(axis=1))
             scores[short], rows[short] = self._exact_of_all(vectors[short], k)
         return scores, rows
 
@@ -535,7 +542,7 @@ class Index:
         if len(vectors) < cores and 4 * count * self.dimension >= SPLIT_BYTES:
             edges = np.linspace(0, count, cores + 1).astype(np.int64).tolist()
             if k <= min(end - start for start, end in itertools.pairwise(edges)):
-                return _split_search(_full_vectors(self._flat), edges, vectors, k)
+                return _split_search(self._readers, _full_vectors(self._flat), edges, vectors, k)
         exact: tuple[NDArray[np.float32], NDArray[np.int64]] = self._flat.search(vectors, k)
         return exact
 
@@ -741,18 +748,19 @@ def _in_order(
 
 
 def _split_search(
-    full: NDArray[np.float32], edges: Sequence[int], vectors: NDArray[np.float32], k: int
+    threads: ThreadPoolExecutor,
+    full: NDArray[np.float32],
+    edges: Sequence[int],
+    vectors: NDArray[np.float32],
+    k: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Search the runs of rows between some edges in a thread each; each run has at least k."""
 
     def search(start: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        # Of this thread alone.
-        faiss.omp_set_num_threads(1)
         scores, rows = faiss.knn(vectors, full[start:end], k, metric=faiss.METRIC_INNER_PRODUCT)
         return scores, rows + start
 
-    with ThreadPoolExecutor(len(edges) - 1) as pool:
-        found = list(pool.map(search, edges[:-1], edges[1:]))
+    found = list(threads.map(search, edges[:-1], edges[1:]))
     scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)

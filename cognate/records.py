@@ -42,7 +42,7 @@ Accuracy = Literal["fast", "balanced", "exact"]
 """How sure a search is to find the nearest records."""
 
 
-class Record(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
+class Record(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=False):
     """A text, and what is known of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Record(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
     attributes: Attributes | None = None
 
 
-class Hit(msgspec.Struct, frozen=True):
+class Hit(msgspec.Struct, frozen=True, gc=False):
     """A record that a search found.
 
     Attributes:
