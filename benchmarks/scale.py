@@ -32,7 +32,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--gflops", **number, default=209, help="of --encode-cores, sgemm: encode.py")
     parser.add_argument("--job-records-per-second", **number, default=25_000, help="one job: --measure")
     parser.add_argument("--graph-records-per-second", **number, default=2_300, help="a core, hnsw: --measure")
-    parser.add_argument("--record-bytes", **number, default=110, help="of the files of records: --measure")
+    parser.add_argument("--record-bytes", **number, default=180, help="of the files of records: --measure")
     parser.add_argument("--dimension", type=int, default=384, help="of the vectors")
     parser.add_argument("--machine-cores", **number, default=16, help="of one machine (assumed)")
     parser.add_argument("--machine-memory-gb", **number, default=64, help="of one machine (assumed)")
