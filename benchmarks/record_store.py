@@ -1,6 +1,6 @@
 """Ways to keep the records of an index: CPU time to fetch ten of random rows, and ten each of 1,000 queries.
 
-The least of nine rounds.
+The least of 15 rounds.
 
     pip install --target DIR lmdb && PYTHONPATH=DIR:. python benchmarks/record_store.py [--records N]
 
@@ -31,7 +31,7 @@ from cognate.records import Record, read_records
 SAMPLE = Path(__file__).parents[1] / "cognate/sample/index.jsonl"
 K = 10
 QUERIES = 1000
-ROUNDS = 9
+ROUNDS = 15
 
 Fetch = Callable[[Sequence[int]], list[Record]]
 """Rows to records."""
@@ -241,7 +241,7 @@ WAYS: dict[str, Callable[[Path, Iterable[Record]], Fetch]] = {
     "LMDB, msgspec's MessagePack": lmdb_msgspec,
     "own file, json of the standard library": file_of(to_json, from_json),
     "own file, lengths and UTF-8": file_of(to_plain, from_plain),
-    "own file, msgspec's JSON (cognate.record_file)": record_file,
+    "own file, msgspec's JSON": record_file,
     "own file, msgspec's MessagePack": file_of(
         msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(Record).decode
     ),
