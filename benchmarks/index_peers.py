@@ -167,7 +167,7 @@ def timed(path: Path, make: Callable[[], None]) -> None:
 def size(path: str) -> int:
     """Bytes of a file or folder, but for records."""
     files = Path(path).iterdir() if Path(path).is_dir() else [Path(path)]
-    return sum(file.stat().st_size for file in files if file.name != "records.sqlite")
+    return sum(file.stat().st_size for file in files if file.name.split(".")[0] not in ("records", "lookup"))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--gflops", **number, default=209, help="of --encode-cores, sgemm: encode.py")
     parser.add_argument("--job-records-per-second", **number, default=25_000, help="one job: --measure")
     parser.add_argument("--graph-records-per-second", **number, default=2_300, help="a core, hnsw: --measure")
-    parser.add_argument("--record-bytes", **number, default=110, help="of records.sqlite: --measure")
+    parser.add_argument("--record-bytes", **number, default=180, help="of the files of records: --measure")
     parser.add_argument("--dimension", type=int, default=384, help="of the vectors")
     parser.add_argument("--machine-cores", **number, default=16, help="of one machine (assumed)")
     parser.add_argument("--machine-memory-gb", **number, default=64, help="of one machine (assumed)")
@@ -131,9 +131,9 @@ def measure() -> None:
     import faiss
     import numpy as np
 
-    from cognate.index import RECORDS as STORE
-    from cognate.index import IndexWriter
+    from cognate.index import LOOKUP, IndexWriter
     from cognate.index_kinds import build_approximate
+    from cognate.record_file import OFFSETS, RECORDS
     from indexer import Tally, batch_job, open_source
     from indexer.work_folder import WorkFolder
 
@@ -164,7 +164,8 @@ def measure() -> None:
                 for records, vectors in work.chunks(batch_job.CHUNK):
                     writer.add(records, vectors)
         print(f"--job-records-per-second {count / (time.monotonic() - started):.0f}")
-        print(f"--record-bytes {(folder / 'index' / STORE).stat().st_size / count:.0f}")
+        size = sum((folder / "index" / name).stat().st_size for name in (RECORDS, OFFSETS, LOOKUP))
+        print(f"--record-bytes {size / count:.0f}")
     random = np.random.default_rng(0)
     made = random.standard_normal((1000, dimension), np.float32)[random.integers(0, 1000, 20_000)]
     made += random.standard_normal(made.shape, np.float32)

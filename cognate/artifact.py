@@ -43,7 +43,7 @@ class Manifest(pydantic.BaseModel):
 
     Attributes:
         artifact: "checkpoint", "bundle" or "index".
-        format_version: Of the artifact's layout; a newer one than this library knows is refused.
+        format_version: Of the artifact's layout; another than this library's is refused.
         created_at: When it was written, in UTC.
         versions: Of the libraries that wrote it, by name.
         files: Every other file in the folder, by its path relative to it.
@@ -101,8 +101,8 @@ class Manifest(pydantic.BaseModel):
             The manifest, of a folder that is whole and unaltered.
 
         Raises:
-            ArtifactError: It is not there, no artifact of this kind, too new, or a file is missing,
-                truncated, altered.
+            ArtifactError: It is not there, no artifact of this kind, too new or too old, or a file is
+                missing, truncated, altered.
         """
         raw = read_json(folder, cls.KIND)
         if raw.get("artifact") != cls.KIND:
@@ -115,6 +115,11 @@ class Manifest(pydantic.BaseModel):
             raise ArtifactError(
                 f"{folder} has {cls.KIND} format {version}, newer than the {cls.FORMAT_VERSION} that this "
                 "cognate reads; upgrade cognate, or write it again with this version"
+            )
+        if version < cls.FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder} has {cls.KIND} format {version}, older than the {cls.FORMAT_VERSION} that this "
+                f"cognate reads; write the {cls.KIND} again"
             )
         try:
             manifest = cls.model_validate(raw)

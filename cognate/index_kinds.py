@@ -312,7 +312,7 @@ class Approximate:
         self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
         self._inverted = faiss.try_extract_index_ivf(self._index)
         # To make them takes as long as a search of a small index; searches only read them.
-        self._kept_parameters: dict[tuple[int, SearchParameters], Any] = {}
+        self._kept_parameters: dict[tuple[int | None, ...], Any] = {}
 
     @property
     def count(self) -> int:
@@ -370,12 +370,14 @@ class Approximate:
         Returns:
             Cosines and rows, shape (queries, k), best first; rows of -1 at the end where it found fewer.
         """
-        told = self._kept_parameters.get((k, parameters)) if selector is None else None
+        # Not the parameters as they are: pydantic takes its time to hash them.
+        key = (k, parameters.ef_search, parameters.nprobe, parameters.rerank)
+        told = self._kept_parameters.get(key) if selector is None else None
         if told is None:
             told = self._told(k, parameters, selector)
             if selector is None and len(self._kept_parameters) < MAX_KEPT_PARAMETERS:
-                self._kept_parameters[k, parameters] = told
-        scores, rows = self._refined.search(np.ascontiguousarray(vectors), k, params=told)
+                self._kept_parameters[key] = told
+        scores, rows = self._refined.search(vectors, k, params=told)
         return scores, rows
 
     def _told(self, k: int, parameters: SearchParameters, selector: faiss.IDSelector | None = None) -> Any:

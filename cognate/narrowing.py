@@ -1,5 +1,6 @@
 """What narrows a search: filters, records left out, one hit a label, and pages."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Narrowing:
     offset: int | None = None
 
 
-_NOTHING = Narrowing()
+NOTHING = Narrowing()
 
 
 def narrowed_rows(
@@ -70,7 +71,7 @@ def narrowed_rows(
     Raises:
         CognateError: As ``Index.search``.
     """
-    if narrowing == _NOTHING and min_score is None and not own_rows:
+    if narrowing == NOTHING and min_score is None and not own_rows:
         return list(zip(*index.search_rows(vectors, top_k, accuracy=accuracy), strict=True))
     matching = None if narrowing.filter is None else index.matching(narrowing.filter)
     excluded = list(index.rows_of(narrowing.exclude_ids).values())
@@ -128,15 +129,15 @@ def fetched_hits(
     index: Searchable, found: Sequence[tuple[NDArray[np.float32], NDArray[Any]]]
 ) -> list[list[Hit]]:
     """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
-    wanted = [list(zip(scores.tolist(), rows.tolist(), strict=True)) for scores, rows in found]
-    records = index.fetch({row for hits in wanted for _, row in hits})
+    rows = [some.tolist() for _, some in found]
+    records = index.fetch(itertools.chain.from_iterable(rows))
     return [
         [
             Hit(record.id or "", score, record.text, record.label, record.attributes)
-            for score, row in hits
+            for score, row in zip(scores.tolist(), some, strict=True)
             if (record := records.get(row)) is not None
         ]
-        for hits in wanted
+        for (scores, _), some in zip(found, rows, strict=True)
     ]
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import msgspec
+
 from cognate.errors import CognateError, RecordError
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -40,8 +42,7 @@ Accuracy = Literal["fast", "balanced", "exact"]
 """How sure a search is to find the nearest records."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
+class Record(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=False):
     """A text, and what is known of it.
 
     Attributes:
@@ -57,8 +58,7 @@ class Record:
     attributes: Attributes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True, gc=False):
     """A record that a search found.
 
     Attributes:

@@ -1,7 +1,6 @@
 """The vectors and records of an index as a file that other systems read."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -162,6 +162,6 @@ def _write_json_lines(path: Path, index: Index) -> None:
     with path.open("w", encoding="utf-8") as file:
         for records, _ in _chunks(index):
             for record in records:
-                fields = dataclasses.asdict(record)
+                fields = msgspec.structs.asdict(record)
                 known = {key: value for key, value in fields.items() if value is not None}
                 file.write(json.dumps(known, ensure_ascii=False) + "\n")

@@ -289,6 +289,8 @@ def _combine(parts: Sequence[_Part], vectors: NDArray[np.float32]) -> NDArray[np
     count = queries[-1] + 1
     if len(parts) == count:
         # Nothing to add up, but an only part may have a weight below 0.
+        if all(part.weight > 0 for part in parts):
+            return vectors
         return vectors * np.sign([part.weight for part in parts]).astype(np.float32)[:, None]
     weights = np.array([part.weight for part in parts])
     sums = np.zeros((count, vectors.shape[1]))

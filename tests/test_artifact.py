@@ -143,6 +143,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda notes: edit_manifest(notes, format_version=4),
         "format 4, newer than the 3 that this cognate reads; upgrade",
     ),
+    "too old": (
+        lambda notes: edit_manifest(notes, format_version=2),
+        "format 2, older than the 3 that this cognate reads; write the notes again",
+    ),
     "no version": (lambda notes: edit_manifest(notes, format_version="x"), "format x"),
     "missing field": (lambda notes: edit_manifest(notes, title=None), "field title: "),
     "bad digest": (lambda notes: edit_manifest(notes, files={"a.txt": 5}), r"field files\.a\.txt: "),

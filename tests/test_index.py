@@ -22,8 +22,9 @@ from cognate.artifact import MANIFEST, publishing
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.exact import exact_top_k
-from cognate.index import RECORDS, VECTORS, Index, IndexManifest, IndexWriter
-from cognate.records import Record
+from cognate.index import LOOKUP, VECTORS, Index, IndexManifest, IndexWriter
+from cognate.record_file import OFFSETS, RECORDS
+from cognate.records import Record, read_records
 
 Vectors = NDArray[np.float32]
 
@@ -249,7 +250,7 @@ def test_the_manifest_says_what_was_built(folder: Path, bundle: Bundle) -> None:
     )
     assert manifest.fingerprint == bundle.manifest.fingerprint
     assert manifest.recall_at_10 == 1.0
-    assert sorted(path.name for path in folder.iterdir()) == [VECTORS, MANIFEST, RECORDS]
+    assert sorted(path.name for path in folder.iterdir()) == [VECTORS, LOOKUP, MANIFEST, RECORDS, OFFSETS]
 
 
 def test_an_empty_index_finds_nothing(tmp_path: Path, bundle: Bundle) -> None:
@@ -364,8 +365,14 @@ def test_opening_and_searching_leaves_the_folder_as_it_was(folder: Path) -> None
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_the_records_are_an_ordinary_sqlite_file(folder: Path) -> None:
-    connection = sqlite3.connect(folder / RECORDS)
+def test_the_records_are_an_ordinary_record_file(folder: Path) -> None:
+    assert [record.id for record in read_records(folder / RECORDS)] == [
+        f"id-{row}" if row % 2 else str(row) for row in range(COUNT)
+    ]
+
+
+def test_what_records_are_looked_up_by_is_an_ordinary_sqlite_file(folder: Path) -> None:
+    connection = sqlite3.connect(folder / LOOKUP)
     assert connection.execute("SELECT count(*), max(row) FROM records").fetchone() == (COUNT, COUNT - 1)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
@@ -411,12 +418,53 @@ def test_a_closed_index_holds_nothing_and_says_so(folder: Path) -> None:
             search()
 
 
-def test_records_that_are_no_database_are_refused(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "copy")
-    (tmp_path / "copy/records.sqlite").write_bytes(b"x" * 4096)
+def rewritten(folder: Path, copy: Path, name: str, content: bytes) -> Path:
+    """A copy with other content of a file, and a manifest that vouches for it."""
+    shutil.copytree(folder, copy)
+    (copy / name).write_bytes(content)
     fields = IndexManifest.read(folder).model_dump(
         exclude={"artifact", "format_version", "created_at", "versions", "files"}
     )
-    IndexManifest.write(tmp_path / "copy", **fields)
-    with pytest.raises(ArtifactError, match=r"records\.sqlite holds no records"):
+    IndexManifest.write(copy, **fields)
+    return copy
+
+
+def test_a_lookup_that_is_no_database_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"lookup\.sqlite has no table of records"):
+        Index(rewritten(folder, tmp_path / "copy", LOOKUP, b"x" * 4096))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (RECORDS, b""),
+        (RECORDS, b"x"),
+        (OFFSETS, b""),
+        (OFFSETS, bytes(8)),
+        (OFFSETS, bytes(8 * (COUNT + 1))),
+        (OFFSETS, bytes(8 * (COUNT + 1) - 1)),
+    ],
+)
+def test_records_that_do_not_fit_the_manifest_are_refused(
+    folder: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    with pytest.raises(ArtifactError, match=r"records\.jsonl does not fit its manifest; build the index"):
+        Index(rewritten(folder, tmp_path / "copy", name, content))
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"\xff", b"[", b'{"text": 1}', b'"'])
+def test_a_file_of_something_else_than_records_is_told(folder: Path, tmp_path: Path, garbage: bytes) -> None:
+    size = (folder / RECORDS).stat().st_size
+    index = Index(rewritten(folder, tmp_path / "copy", RECORDS, garbage.ljust(size, b" ")))
+    with pytest.raises(ArtifactError, match=r"records\.jsonl holds what is no record: .*; build the index"):
+        index.records([0])
+
+
+def test_an_index_of_the_format_before_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    raw = json.loads((tmp_path / "copy" / MANIFEST).read_text())
+    (tmp_path / "copy" / MANIFEST).write_text(json.dumps(raw | {"format_version": 1}))
+    with pytest.raises(
+        ArtifactError, match="has index format 1, older than the 2 that this cognate reads; write the index"
+    ):
         Index(tmp_path / "copy")

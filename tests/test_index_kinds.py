@@ -11,9 +11,10 @@ from cognate import index_kinds
 from cognate.bundle import Bundle
 from cognate.errors import ArtifactError, CognateError
 from cognate.exact import exact_top_k
-from cognate.index import APPROXIMATE, VECTORS, Index, IndexManifest, IndexWriter
+from cognate.index import APPROXIMATE, LOOKUP, VECTORS, Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
 from cognate.index_tuning import TradeoffPoint, choose
+from cognate.record_file import OFFSETS, RECORDS
 from cognate.records import Accuracy, Record
 
 COUNT, DIMENSION = 3000, 32
@@ -196,7 +197,7 @@ def test_auto_stays_exact_where_nothing_reaches_the_recall(
     missed = build(tmp_path / "missed", Layout("auto", recall=1), bundle, VECTORS_OF_RECORDS)
     assert (missed.kind, missed.recall_at_10, missed.search) == ("flat", 1, {})
     assert len(missed.tradeoff) > 1
-    assert sorted(missed.files) == [VECTORS, "records.sqlite"]
+    assert sorted(missed.files) == [VECTORS, LOOKUP, RECORDS, OFFSETS]
 
 
 def test_balanced_is_the_quickest_that_reaches_the_recall_or_else_the_nearest_to_it() -> None:

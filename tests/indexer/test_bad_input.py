@@ -84,7 +84,7 @@ def test_a_job_whose_disk_fills_goes_on_when_there_is_room(
     tiny_bundle: Path, tmp_path: Path, medium_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.batch_job.CHUNK", 64)
-    records = [{"text": text, "attributes": {"pad": "x" * 3000}} for text in texts(800)]
+    records = [{"text": text, "attributes": {"pad": "x" * 2000}} for text in texts(800)]
     source = write(tmp_path / "records.jsonl", records)
     filler = medium_disk / "filler"
     kept: list[int] = []
@@ -112,4 +112,4 @@ def test_a_job_whose_disk_fills_goes_on_when_there_is_room(
     assert not work_folder_of(medium_disk / "index").exists()
     with contextlib.closing(Index(medium_disk / "index")) as index:
         assert [record.text for record in index.records(range(800))] == texts(800)
-        assert json.dumps(index.records([799])[0].attributes) == json.dumps({"pad": "x" * 3000})
+        assert json.dumps(index.records([799])[0].attributes) == json.dumps({"pad": "x" * 2000})

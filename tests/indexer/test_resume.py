@@ -14,7 +14,8 @@ import pytest
 
 import indexer
 from cognate.errors import CognateError, RecordError
-from cognate.index import RECORDS, VECTORS, Index
+from cognate.index import LOOKUP, VECTORS, Index
+from cognate.record_file import OFFSETS, RECORDS
 from indexer.batch_job import work_folder_of
 from indexer.work_folder import JOURNAL
 from tests.indexer.test_batch_job import texts, write
@@ -24,7 +25,8 @@ KILLS = 40
 
 
 def digests(index: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((index / name).read_bytes()).hexdigest() for name in (VECTORS, RECORDS)}
+    names = (VECTORS, LOOKUP, RECORDS, OFFSETS)
+    return {name: hashlib.sha256((index / name).read_bytes()).hexdigest() for name in names}
 
 
 def records(count: int) -> list[dict[str, object]]:

@@ -1,0 +1,108 @@
+"""The records of an index by row: a file of JSON Lines, and one of where each line begins, both mapped.
+
+The first is a record file as any other. The second holds count + 1 numbers, uint64, little-endian.
+"""
+
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from cognate.errors import ArtifactError
+from cognate.records import Record
+
+RECORDS = "records.jsonl"
+OFFSETS = "records.offsets"
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    text: str
+    label: str | None = None
+    id: str | None = None
+    attributes: msgspec.Raw | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def line(record: Record, identifier: str, attributes: str | None) -> bytes:
+    """A record as a line of the file, with the id that it has there; its attributes are JSON already."""
+    raw = None if attributes is None else msgspec.Raw(attributes.encode())
+    return _encode(_Line(record.text, record.label, identifier, raw)) + b"\n"
+
+
+class RecordFileWriter:
+    """Writes both files as lines come, and holds none of them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin them in a folder."""
+        self._records = (folder / RECORDS).open("wb")
+        self._offsets = (folder / OFFSETS).open("wb")
+        self._offsets.write(bytes(8))
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Append lines."""
+        ends = np.cumsum([self._records.tell(), *map(len, lines)], dtype="<u8")[1:]
+        self._records.writelines(lines)
+        self._offsets.write(ends.tobytes())
+
+    def close(self) -> None:
+        """Close them."""
+        self._records.close()
+        self._offsets.close()
+
+
+class RecordFile:
+    """Reads both files. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Map them.
+
+        Args:
+            folder: Where they are.
+            count: How many records there must be.
+
+        Raises:
+            ArtifactError: There are not as many, or the two files do not fit.
+        """
+        self._path = folder / RECORDS
+        try:
+            self._lines, offsets = _mapped(self._path), _mapped(folder / OFFSETS)
+        except OSError as error:
+            raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
+        fits = len(offsets) == 8 * (count + 1)
+        if fits:
+            self._starts = memoryview(offsets).cast("Q")
+            fits = self._starts[count] == len(self._lines)
+        if not fits:
+            raise ArtifactError(f"{self._path} does not fit its manifest; build the index again")
+        self._decode = msgspec.json.Decoder(Record).decode
+
+    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
+        """The records of rows.
+
+        Raises:
+            ArtifactError: What is there is no record.
+        """
+        lines, starts, decode = self._lines, self._starts, self._decode
+        try:
+            return {row: decode(lines[starts[row] : starts[row + 1]]) for row in set(rows)}
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(
+                f"{self._path} holds what is no record: {error}; build the index again"
+            ) from None
+
+    def close(self) -> None:
+        """Unmap them."""
+        self._starts.release()
+        if isinstance(self._lines, mmap.mmap):
+            self._lines.close()
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        # Nothing cannot be mapped.
+        empty = not path.stat().st_size
+        return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
