@@ -1,6 +1,7 @@
 """Models, bundles and data that the tests share: made once a session, in folders of the session's own."""
 
 import os
+import signal
 import socket
 import string
 import subprocess
@@ -15,6 +16,9 @@ from tests.peer import Driven, Peer, Served
 
 # Before any library asks a hub: the tests have no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A job in a shell's background ignores Ctrl-C, and what it starts would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No example is timed: other tests run beside it.
 hypothesis.settings.register_profile(

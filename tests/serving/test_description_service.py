@@ -1,6 +1,7 @@
 """GetInfo over a real socket."""
 
 from cognate.encoder import Encoder
+from cognate.processors import available_cores
 from cognate.providers import PROVIDERS
 from cognate.v1 import info_pb2
 from serving.batcher import QUEUE_BATCHES
@@ -23,7 +24,7 @@ def test_info_tells_the_model_the_limits_and_the_versions(stubs: Stubs, encoder:
         max_top_k=20,
         max_message_bytes=200_000,
         max_batch_tokens=PROVIDERS["cpu"].max_batch_tokens,
-        max_queue_tokens=QUEUE_BATCHES * PROVIDERS["cpu"].max_batch_tokens,
+        max_queue_tokens=QUEUE_BATCHES * PROVIDERS["cpu"].max_batch_tokens * available_cores(),
         max_calls=1024,
         max_streams=64,
         max_inflight_bytes=256 * 1024 * 1024,
