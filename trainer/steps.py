@@ -29,6 +29,7 @@ from trainer.batch_size import largest_batch
 from trainer.batches import ClassBalancedBatchSampler, SeededBatchSampler, distinct_batches, random_batches
 from trainer.compilation import compile_transformer
 from trainer.data import TrainingData
+from trainer.dropout import quick_dropout
 from trainer.embedding_gradients import gathered_gradients
 from trainer.encoder import TorchEncoder
 from trainer.hard_negatives import confusable_labels, no_neighbours
@@ -175,7 +176,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
         try:
             alone_on_cpu = model.device.type == "cpu" and sampler.share[1] == 1 and not settings.compile
             gradients = gathered_gradients(model) if alone_on_cpu else contextlib.nullcontext()
-            with keeping_freed_memory(), gradients, _logged(settings.loggers):
+            with keeping_freed_memory(), quick_dropout(), gradients, _logged(settings.loggers):
                 trainer.run(session.resumed[0] if session.resumed else None)
         except NotFiniteError as error:
             texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
