@@ -225,13 +225,7 @@ def record_file(path: Path, records: Iterable[Record]) -> Fetch:
         writer.add([line(record, record.id or "", json.dumps(record.attributes))])
         count += 1
     writer.close()
-    file = RecordFile(path, count)
-
-    def fetch(rows: Sequence[int]) -> list[Record]:
-        found = file.fetch(rows)
-        return [found[row] for row in rows]
-
-    return fetch
+    return RecordFile(path, count).records
 
 
 WAYS: dict[str, Callable[[Path, Iterable[Record]], Fetch]] = {

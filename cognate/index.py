@@ -642,9 +642,10 @@ class Index:
         return rows
 
     def records(self, rows: Sequence[int]) -> list[Record]:
-        """Fetch records by row, in the order asked for."""
-        found = self.fetch(set(rows))
-        return [found[row] for row in rows]
+        """The records of rows, in their order."""
+        self._check_open()
+        assert self._records is not None  # noqa: S101
+        return self._records.records(rows)
 
     def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
         """The labels of records by row; None where one has none."""
@@ -667,12 +668,6 @@ class Index:
     def _check_open(self) -> None:
         if self._flat is None:
             raise CognateError(f"the index {self.folder} is closed; open it again")
-
-    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
-        """Records by row."""
-        self._check_open()
-        assert self._records is not None  # noqa: S101
-        return self._records.fetch(rows)
 
     def _looked_up(self, select: str, wanted: Sequence[int | str]) -> Iterator[Any]:
         """What a SELECT that ends in a column gives where the column is one of some values."""

@@ -130,14 +130,15 @@ def fetched_hits(
 ) -> list[list[Hit]]:
     """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
     rows = [some.tolist() for _, some in found]
-    records = index.fetch(itertools.chain.from_iterable(rows))
+    records = iter(index.records(list(itertools.chain.from_iterable(rows))))
     return [
         [
             Hit(record.id or "", score, record.text, record.label, record.attributes)
-            for score, row in zip(scores.tolist(), some, strict=True)
-            if (record := records.get(row)) is not None
+            # The scores first: the iterator is everyone's, and is not to be asked for one too many.
+            for score, record in zip(scores.tolist(), records, strict=False)
+            if record is not None
         ]
-        for (scores, _), some in zip(found, rows, strict=True)
+        for scores, _ in found
     ]
 
 

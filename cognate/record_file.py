@@ -4,7 +4,7 @@ The first is a record file as any other. The second holds count + 1 numbers, uin
 """
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -80,15 +80,15 @@ class RecordFile:
             raise ArtifactError(f"{self._path} does not fit its manifest; build the index again")
         self._decode = msgspec.json.Decoder(Record).decode
 
-    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
-        """The records of rows.
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """The records of rows, in their order.
 
         Raises:
             ArtifactError: What is there is no record.
         """
         lines, starts, decode = self._lines, self._starts, self._decode
         try:
-            return {row: decode(lines[starts[row] : starts[row + 1]]) for row in set(rows)}
+            return [decode(lines[starts[row] : starts[row + 1]]) for row in rows]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{self._path} holds what is no record: {error}; build the index again"

@@ -93,8 +93,8 @@ class Searchable(Protocol):
     def matching(self, filter: Filter) -> Any:  # noqa: A002
         """What a filter lets through, for ``search_rows``."""
 
-    def fetch(self, rows: Iterable[Any]) -> dict[Any, Record]:
-        """Records by row. One that was deleted meanwhile may be left out."""
+    def records(self, rows: Sequence[Any]) -> Sequence[Record | None]:
+        """The records of rows, in their order; None for one that was deleted meanwhile."""
 
     def labels(self, rows: Iterable[Any]) -> dict[Any, str | None]:
         """The labels of records by row; None where one has none."""

@@ -401,13 +401,11 @@ class UpdatedIndex(Index):
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
         return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
 
-    def fetch(self, rows: Iterable[int]) -> dict[int, Record]:
-        """Records by row."""
-        wanted = set(rows)
-        in_base = {row for row in wanted if row < self.manifest.count}
-        found = super().fetch(in_base)
-        found.update((row, self._written[row - self.manifest.count]) for row in wanted - in_base)
-        return found
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """The records of rows, in their order."""
+        written, first = self._written, self.manifest.count
+        in_base = iter(super().records([row for row in rows if row < first]))
+        return [next(in_base) if row < first else written[row - first] for row in rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,13 +48,13 @@ def verify(
     encoder = Encoder(bundle, device=device, bulk=True)
     with closing(open_index(index, fingerprint=encoder.fingerprint, device="cpu")) as opened:
         rows = opened.sample_rows(samples)
-        if not rows:
+        pairs = zip(rows, opened.records(rows), strict=True)
+        found = [(row, record) for row, record in pairs if record is not None]
+        if not found:
             return Verified(0, 1.0, 1.0, None, encoder.device)
-        found = opened.fetch(rows)
-        records = [found[row] for row in rows]
-        again = encoder.encode([record.text for record in records])
-        cosines = (opened.vectors(rows) * again).sum(axis=1)
+        again = encoder.encode([record.text for _, record in found])
+        cosines = (opened.vectors([row for row, _ in found]) * again).sum(axis=1)
         worst = int(np.argmin(cosines))
         return Verified(
-            len(rows), float(cosines[worst]), float(cosines.mean()), records[worst].id, encoder.device
+            len(found), float(cosines[worst]), float(cosines.mean()), found[worst][1].id, encoder.device
         )

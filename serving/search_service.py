@@ -357,11 +357,11 @@ def _find(
     results = []
     size = 0
     for scores, rows in found:
-        records = index.fetch(rows.tolist())
+        records = index.records(rows.tolist())
         hits = [
-            (records[row], score)
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-            if row in records
+            (record, score)
+            for record, score in zip(records, scores.tolist(), strict=True)
+            if record is not None
         ]
         result = _write_hits(hits, request)
         size += result.ByteSize()

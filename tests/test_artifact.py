@@ -1,6 +1,7 @@
 """Artifacts are whole or absent; what is damaged is refused, what is not ours is left alone."""
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from cognate.artifact import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    PART_BYTES,
     Manifest,
     check_destination,
     kind_of,
@@ -103,6 +105,38 @@ def test_a_whole_artifact_opens_and_says_what_wrote_it(notes: Path) -> None:
     }
     assert manifest.files["a.txt"].sha256 == sha256_file(notes / "a.txt")
     assert kind_of(notes) == "notes"
+
+
+def test_a_large_file_is_compared_in_parts_and_a_byte_of_any_of_them_is_noticed(tmp_path: Path) -> None:
+    size = 2 * PART_BYTES + 3
+    with publishing(tmp_path / "notes", NotesManifest.KIND) as folder:
+        (folder / "large").touch()
+        os.truncate(folder / "large", size)
+        NotesManifest.write(folder, title="large")
+    large = tmp_path / "notes" / "large"
+    (digest,) = NotesManifest.read(tmp_path / "notes").files.values()
+    zeros = hashlib.sha256(bytes(PART_BYTES)).hexdigest()
+    assert digest.parts == [zeros, zeros, hashlib.sha256(bytes(3)).hexdigest()]
+    assert digest.sha256 == sha256_file(large)
+    for place in (0, PART_BYTES - 1, PART_BYTES, size - 1):
+        with large.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+            file.flush()
+            with pytest.raises(ArtifactError, match=r"large was altered"):
+                NotesManifest.read(tmp_path / "notes")
+            file.seek(place)
+            file.write(b"\0")
+    NotesManifest.read(tmp_path / "notes")
+
+
+def test_parts_that_do_not_cover_a_file_are_refused(notes: Path) -> None:
+    sha256 = sha256_file(notes / "a.txt")
+    for parts in ([sha256, sha256], [sha256] * 3):
+        digest = {"sha256": sha256, "size": (notes / "a.txt").stat().st_size, "parts": parts}
+        edit_manifest(notes, files={"a.txt": digest})
+        with pytest.raises(ArtifactError, match=r"parts of a\.txt, which do not cover it"):
+            NotesManifest.read(notes)
 
 
 def test_it_opens_from_another_place_and_through_a_link(notes: Path, tmp_path: Path) -> None:

@@ -53,10 +53,7 @@ def test_records_come_back_by_row_as_they_were(
     write(folder, records, chunk)
     file = RecordFile(folder, len(records))
     rows = data.draw(st.lists(st.integers(0, len(records) - 1))) if records else []
-    found = file.fetch(rows)
-    assert {row: fields(record) for row, record in found.items()} == {
-        row: fields(records[row]) for row in rows
-    }
+    assert [fields(record) for record in file.records(rows)] == [fields(records[row]) for row in rows]
     file.close()
 
 

@@ -204,10 +204,13 @@ class MilvusIndex:
         check(filter)
         return to_expression(filter)
 
-    def fetch(self, rows: Iterable[str]) -> dict[str, Record]:
-        """Records by id; one that was deleted meanwhile is left out."""
-        found = self._get(rows, ["text", "label", "attributes"])
-        return {row["id"]: Record(row["text"], row["label"], row["id"], row["attributes"]) for row in found}
+    def records(self, rows: Sequence[str]) -> list[Record | None]:
+        """The records of ids, in their order; None for one that was deleted meanwhile."""
+        found = {
+            row["id"]: Record(row["text"], row["label"], row["id"], row["attributes"])
+            for row in self._get(rows, ["text", "label", "attributes"])
+        }
+        return [found.get(row) for row in rows]
 
     def labels(self, rows: Iterable[str]) -> dict[str, str | None]:
         """The labels of records by id; None where one has none, or is no more."""
