@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,25 +20,32 @@ from tests.conftest import SAMPLE
 from tests.e2e.conftest import COGNATE, run, serving
 
 
+def answered(*arguments: object) -> Any:
+    """What a command prints as JSON."""
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
 def test_encode_and_search_from_another_terminal(minilm_bundle: Path, sample_index: Path) -> None:
     with serving("--bundle", minilm_bundle, "--index", sample_index) as (server, target):
         assert run("health", "--target", target).returncode == 0
         first = json.loads((SAMPLE / "index.jsonl").read_text().splitlines()[0])
-        hits = json.loads(run("search", first["text"], "--target", target, "--top-k", 3, "--json").stdout)
+        hits = answered("search", first["text"], "--target", target, "--top-k", 3, "--json")
         assert next(hit["id"] for hit in hits) == "0"
         assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
         assert hits[0]["label"] == first["label"]
         table = run("search", first["text"], "--target", target, "--top-k", 3)
         assert first["text"] in table.stdout
-        encoded = json.loads(run("encode", "a", "b", "--target", target, "--json").stdout)
+        encoded = answered("encode", "a", "b", "--target", target, "--json")
         assert np.linalg.norm(encoded["embeddings"], axis=1) == pytest.approx([1, 1], abs=1e-5)
         many = run("search", "x", "--target", target, "--top-k", 900)
         assert "fewer than the 900 asked for" in many.stderr
         few = ("--filter", f'label = "{first["label"]}"', "--group-by-label", "--offset", 0, "--json")
-        (alone,) = json.loads(run("search", first["text"], "--target", target, *few).stdout)
+        (alone,) = answered("search", first["text"], "--target", target, *few)
         assert alone["id"] == "0"
         like = ("--like", 0, "--exclude-id", 1, "--exclude-id", 2, "--top-k", 900, "--json")
-        others = json.loads(run("search", "--target", target, *like).stdout)
+        others = answered("search", "--target", target, *like)
         assert not {"0", "1", "2"} & {hit["id"] for hit in others}
         assert run("health", "--target", target).returncode == 0
         server.send_signal(signal.SIGINT)
