@@ -52,13 +52,15 @@ class FileDigest(pydantic.BaseModel):
         size = path.stat().st_size
         with ThreadPoolExecutor(available_cores()) as pool:
             starts = range(0, size, PART_BYTES) if size > PART_BYTES else ()
-            parts = pool.map(sha256_part, itertools.repeat(path), starts)
+            parts = pool.map(sha256_part, itertools.repeat(path), starts, itertools.repeat(PART_BYTES))
             return cls(sha256=sha256_file(path), size=size, parts=list(parts))
 
     @property
-    def compared(self) -> list[tuple[int, str]]:
-        """What a reader compares: where each run begins, and its sha256."""
-        return [(number * PART_BYTES, part) for number, part in enumerate(self.parts or [self.sha256])]
+    def compared(self) -> list[tuple[int, int, str]]:
+        """What a reader compares: where each run begins, its bytes at most, and its sha256."""
+        if not self.parts:
+            return [(0, self.size, self.sha256)]
+        return [(number * PART_BYTES, PART_BYTES, part) for number, part in enumerate(self.parts)]
 
 
 class Manifest(pydantic.BaseModel):
@@ -178,13 +180,13 @@ class Manifest(pydantic.BaseModel):
                 )
         # In threads: of a large index, reading its files is what opening it takes. The largest first.
         runs = [
-            (name, start, sha256)
+            (name, start, length, sha256)
             for name in sorted(self.files, key=lambda name: -self.files[name].size)
-            for start, sha256 in self.files[name].compared
+            for start, length, sha256 in self.files[name].compared
         ]
         with ThreadPoolExecutor(min(len(runs), available_cores()) or 1) as pool:
-            found = pool.map(lambda run: sha256_part(folder / run[0], run[1]), runs)
-            for (name, _, expected), sha256 in zip(runs, found, strict=True):
+            found = pool.map(lambda run: sha256_part(folder / run[0], run[1], run[2]), runs)
+            for (name, _, _, expected), sha256 in zip(runs, found, strict=True):
                 if sha256 != expected:
                     raise ArtifactError(
                         f"{folder / name} was altered: its sha256 is not the manifest's; "
@@ -383,11 +385,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_part(path: Path, start: int) -> str:
-    """The sha256, in hexadecimal, of PART_BYTES of a file, or of those that are left."""
+def sha256_part(path: Path, start: int, length: int) -> str:
+    """The sha256, in hexadecimal, of some bytes of a file, or of those of them that there are."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
-    left = PART_BYTES
+    left = length
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while left and (count := file.readinto(buffer[:left])):

@@ -130,6 +130,19 @@ def test_a_large_file_is_compared_in_parts_and_a_byte_of_any_of_them_is_noticed(
     NotesManifest.read(tmp_path / "notes")
 
 
+def test_a_large_file_whose_manifest_has_no_parts_is_compared_as_a_whole(tmp_path: Path) -> None:
+    with publishing(tmp_path / "notes", NotesManifest.KIND) as folder:
+        (folder / "large").write_bytes(bytes(PART_BYTES) + b"end")
+        NotesManifest.write(folder, title="large")
+    large = tmp_path / "notes" / "large"
+    digest = {"sha256": sha256_file(large), "size": large.stat().st_size}
+    edit_manifest(tmp_path / "notes", files={"large": digest})
+    assert NotesManifest.read(tmp_path / "notes").files["large"].parts == []
+    large.write_bytes(bytes(PART_BYTES) + b"End")
+    with pytest.raises(ArtifactError, match=r"large was altered"):
+        NotesManifest.read(tmp_path / "notes")
+
+
 def test_parts_that_do_not_cover_a_file_are_refused(notes: Path) -> None:
     sha256 = sha256_file(notes / "a.txt")
     for parts in ([sha256, sha256], [sha256] * 3):
