@@ -1,6 +1,5 @@
 """What narrows a search: filters, records left out, one hit a label, and pages."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +128,7 @@ def fetched_hits(
     index: Searchable, found: Sequence[tuple[NDArray[np.float32], NDArray[Any]]]
 ) -> list[list[Hit]]:
     """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
-    rows = [some.tolist() for _, some in found]
-    records = iter(index.records(list(itertools.chain.from_iterable(rows))))
+    records = iter(index.records([row for _, rows in found for row in rows.tolist()]))
     return [
         [
             Hit(record.id or "", score, record.text, record.label, record.attributes)
