@@ -19,9 +19,18 @@ from numpy.typing import NDArray
 from cognate.errors import CognateError
 from cognate.gpu_index import build_cagra, check_cagra, why_failed
 from cognate.memory import usable_memory
+from cognate.processors import available_cores
 
 _faiss: Any = faiss
 """The stubs of faiss lack what its Python wrappers take."""
+
+# From so many numbers in its queries on, FAISS compares by matrix products, which read the vectors once for
+# many queries. 1.15 waits for 128,000 (333 queries of 384 numbers), which pays with dozens of threads alone;
+# 800 a thread is of FAISS's own measurements (facebookresearch/faiss, pull request 5109). Before 1.15 the
+# number was one of queries, 20.
+_faiss.cvar.distance_compute_blas_threshold = min(
+    _faiss.cvar.distance_compute_blas_threshold, 800 * available_cores()
+)
 
 Kind = Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan", "cagra"]
 Storage = Literal["fp32", "fp16", "int8"]
@@ -53,6 +62,15 @@ PQ_CODES = 256
 
 FASTSCAN_CODES = 16
 """Codes of half a byte, and so the fewest vectors for fastscan."""
+
+GRAPH_LISTS = 1000
+"""From so many lists on, a graph of their centroids finds those of a query sooner than comparing with all."""
+
+GRAPH_QUERIES = 8
+"""From so many queries at once on, comparing with all centroids is quicker after all."""
+
+GRAPH_WIDTH = 2
+"""Candidates that are kept in that graph, for each list that is read."""
 
 MAX_KEPT_PARAMETERS = 64
 """Choices of top_k and parameters whose FAISS object is kept."""
@@ -283,8 +301,27 @@ def learn_approximate(factory: str, vectors: NDArray[np.float32]) -> faiss.Index
     return index
 
 
+def link_lists(index: faiss.Index) -> None:
+    """Let a fastscan index of many lists find those of a query by a graph of their centroids.
+
+    Others keep comparing with all of them, as they do it on a GPU.
+    """
+    lists = _faiss.downcast_index(index)
+    if not isinstance(lists, _faiss.IndexIVFPQFastScan) or lists.nlist < GRAPH_LISTS:
+        return
+    centroids = _faiss.downcast_index(lists.quantizer)
+    graph = _faiss.IndexHNSWFlat(lists.d, LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = EF_CONSTRUCTION
+    graph.add(centroids.reconstruct_n(0, lists.nlist))
+    lists.quantizer = graph
+    # Each is freed by who has it now.
+    graph.this.disown()
+    centroids.this.own(True)
+
+
 def write_approximate(index: faiss.Index, path: Path) -> None:
     """Write an index; a graph over full vectors without them, for they are in a file of their own."""
+    link_lists(index)
     _faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE if _borrows(index) else 0)
 
 
@@ -304,13 +341,17 @@ class Approximate:
         """
         self._index = _faiss.downcast_index(index)
         # FAISS only points at them.
-        self._kept = (index, flat)
+        self._kept: tuple[Any, ...] = (index, flat)
         if _borrows(index):
             self._index.own_fields = False
             self._index.storage = flat
         self.reranks = not isinstance(self._index, _FULL)
         self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
         self._inverted = faiss.try_extract_index_ivf(self._index)
+        self._of_many = self._refined
+        if (lists := _with_all_centroids(self._index)) is not None:
+            self._kept += (lists,)
+            self._of_many = faiss.IndexRefine(lists, flat)
         # To make them takes as long as a search of a small index; searches only read them.
         self._kept_parameters: dict[tuple[int | None, ...], Any] = {}
 
@@ -377,7 +418,8 @@ class Approximate:
             told = self._told(k, parameters, selector)
             if selector is None and len(self._kept_parameters) < MAX_KEPT_PARAMETERS:
                 self._kept_parameters[key] = told
-        scores, rows = self._refined.search(vectors, k, params=told)
+        refined = self._refined if len(vectors) < GRAPH_QUERIES else self._of_many
+        scores, rows = refined.search(vectors, k, params=told)
         return scores, rows
 
     def _told(self, k: int, parameters: SearchParameters, selector: faiss.IDSelector | None = None) -> Any:
@@ -401,7 +443,10 @@ class Approximate:
             inner = self._parameters(index.index, parameters, candidates, selector)
             return None if inner is None else _faiss.SearchParametersPreTransform(index_params=inner)
         if isinstance(index, faiss.IndexIVF):
-            return _faiss.SearchParametersIVF(nprobe=parameters.nprobe or 1, **sel)
+            nprobe = parameters.nprobe or 1
+            # Read by a graph alone.
+            width = _faiss.SearchParametersHNSW(efSearch=max(EF_SEARCHES[0], GRAPH_WIDTH * nprobe))
+            return _faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=width, **sel)
         if isinstance(index, faiss.IndexHNSW):
             return _faiss.SearchParametersHNSW(efSearch=max(parameters.ef_search or 0, candidates), **sel)
         return _faiss.SearchParameters(**sel) if sel else None
@@ -414,6 +459,28 @@ class Approximate:
         size = self._inverted.code_size if self._inverted else getattr(index, "code_size", None)
         # What is not known is taken for a rough code.
         return 8 * size / self.dimension if size else 1
+
+
+def _with_all_centroids(index: Any) -> Any:
+    """An index of the same lists that compares with all centroids; None where this one does.
+
+    Args:
+        index: Downcast; its lists must outlive what is returned.
+    """
+    if not isinstance(index, _faiss.IndexIVFPQFastScan):
+        return None
+    graph = faiss.downcast_index(index.quantizer)
+    if not isinstance(graph, faiss.IndexHNSW):
+        return None
+    centroids: Any = graph.storage
+    lists = _faiss.IndexIVFPQFastScan(
+        centroids, index.d, index.nlist, index.M, index.nbits, index.metric_type, index.bbs
+    )
+    lists.pq = index.pq
+    lists.by_residual = index.by_residual
+    lists.ntotal, lists.is_trained = index.ntotal, True
+    lists.replace_invlists(index.invlists, False)
+    return lists
 
 
 def _borrows(index: faiss.Index) -> bool:
