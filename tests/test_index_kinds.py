@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -26,6 +27,7 @@ LAYOUTS = {
     "ivf_flat fp16": Layout("ivf_flat", "fp16"),
     "ivf_pq": Layout("ivf_pq"),
     "ivf_fastscan": Layout("ivf_fastscan"),
+    "ivf_fastscan, linked lists": Layout("ivf_fastscan"),
     "flat fp16": Layout("flat", "fp16"),
     "flat int8": Layout("flat", "int8"),
     "factory": Layout(factory="RR32,IVF16,PQ8x4fs"),
@@ -59,13 +61,19 @@ def build(folder: Path, layout: Layout, bundle: Bundle, vectors: np.ndarray) -> 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     folder = tmp_path_factory.mktemp("kinds") / "index"
-    build(folder, LAYOUTS[request.param], bundle, VECTORS_OF_RECORDS)
+    with pytest.MonkeyPatch.context() as patch:
+        if "linked lists" in request.param:
+            # Fewer lists are compared with one by one.
+            patch.setattr(index_kinds, "GRAPH_LISTS", 16)
+        build(folder, LAYOUTS[request.param], bundle, VECTORS_OF_RECORDS)
     return folder
 
 
-def recall(index: Index, accuracy: Accuracy, top_k: int = 10) -> float:
+def recall(index: Index, accuracy: Accuracy, top_k: int = 10, at_once: int = len(QUERIES)) -> float:
     expected, _ = exact_top_k(QUERIES, VECTORS_OF_RECORDS, top_k)
-    scores, rows = index.search_rows(QUERIES, top_k, accuracy=accuracy)
+    parts = np.split(QUERIES, len(QUERIES) // at_once)
+    found = [index.search_rows(part, top_k, accuracy=accuracy) for part in parts]
+    scores, rows = (np.concatenate(part) for part in zip(*found, strict=True))
     # Whatever finds the candidates, the scores are those of the full vectors.
     np.testing.assert_allclose(scores, np.take_along_axis(QUERIES @ VECTORS_OF_RECORDS.T, rows, 1), atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -75,10 +83,11 @@ def recall(index: Index, accuracy: Accuracy, top_k: int = 10) -> float:
 
 def test_searches_have_the_recall_that_they_promise_on_queries_that_are_no_records(built: Path) -> None:
     index = Index(built, device="cpu")
-    assert recall(index, "exact") == 1
-    assert recall(index, "balanced") >= 0.97
-    assert recall(index, "fast") >= 0.85
-    assert recall(index, "balanced", top_k=50) >= 0.9
+    for at_once in (1, 100):
+        assert recall(index, "exact", at_once=at_once) == 1
+        assert recall(index, "balanced", at_once=at_once) >= 0.97
+        assert recall(index, "fast", at_once=at_once) >= 0.85
+        assert recall(index, "balanced", top_k=50, at_once=at_once) >= 0.9
 
 
 def test_the_manifest_has_what_was_measured_for_each_choice(built: Path) -> None:
@@ -107,6 +116,18 @@ def test_a_graph_over_full_vectors_does_not_hold_them_twice(tmp_path: Path, bund
     build(tmp_path / "index", Layout("hnsw"), bundle, VECTORS_OF_RECORDS)
     assert (tmp_path / "index" / APPROXIMATE).stat().st_size < 300 * COUNT
     assert (tmp_path / "index" / VECTORS).stat().st_size < 4 * DIMENSION * COUNT + 1000
+
+
+def test_many_lists_are_written_with_a_graph_of_their_centroids(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizers = []
+    for folder in ("few", "many"):
+        build(tmp_path / folder, Layout("ivf_fastscan"), bundle, VECTORS_OF_RECORDS)
+        lists = faiss.read_index(str(tmp_path / folder / APPROXIMATE))
+        quantizers.append(type(faiss.downcast_index(faiss.downcast_index(lists).quantizer)))
+        monkeypatch.setattr(index_kinds, "GRAPH_LISTS", 16)
+    assert quantizers == [faiss.IndexFlatIP, faiss.IndexHNSWFlat]
 
 
 def test_every_record_is_found_however_many_are_asked_for(built: Path) -> None:
