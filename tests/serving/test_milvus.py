@@ -204,6 +204,7 @@ def test_a_milvus_that_goes_down_is_unavailable_at_once_and_found_again(
     milvus.start()
 
     def answers() -> bool:
+        assert milvus.running
         with contextlib.suppress(grpc.RpcError):
             return bool(running.stubs.search(request(), timeout=60).results[0].hits)
         return False
