@@ -52,7 +52,7 @@ SYSTEMS = {
 }
 DEFAULT = [name for name in SYSTEMS if name != "cognate_hnsw"]
 PEERS = ("plain_faiss", "hnswlib", "usearch")
-RERANKS = (4, 8)
+RERANKS = (4, 8, 16)
 """Candidates that ours score again for each hit."""
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 512)

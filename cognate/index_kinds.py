@@ -81,7 +81,7 @@ CHUNK = 65536
 EF_SEARCHES = (16, 32, 64, 128, 256, 512, 1024)
 """Candidates to keep while a graph is walked, to try."""
 
-RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 16, 64)}
+RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 8, 16, 64)}
 """Candidates for each hit to try, by the precision that they were found with."""
 
 EXACT_SHARE = 10
@@ -172,9 +172,7 @@ class Layout:
         if not 0 < self.recall <= 1:
             raise CognateError(f"the recall asked for is {self.recall:g}; it must be above 0, at most 1")
         if self.kind in CODED and self.storage != "fp32":
-            raise CognateError(
-                f"{self.kind} has its own storage, codes of a quarter byte a number; leave it out"
-            )
+            raise CognateError(f"{self.kind} has its own storage, codes; leave it out")
         if self.kind == "cagra":
             if self.storage != "fp32":
                 raise CognateError("cagra walks full vectors; leave the storage out")
@@ -196,8 +194,8 @@ class Layout:
             return Layout("flat", self.storage, None, self.recall)
         if self.storage != "fp32":
             return Layout("hnsw", self.storage, None, self.recall)
-        # Half a byte for two numbers, and the row.
-        fits = (dimension // 4 + 8) * count <= MEMORY_SHARE * usable_memory()
+        # Half a byte for four numbers, and the row.
+        fits = (dimension // 8 + 8) * count <= MEMORY_SHARE * usable_memory()
         return Layout("ivf_fastscan" if fits else "ivf_pq", "fp32", None, self.recall)
 
     def factory_string(self, count: int, dimension: int) -> str | None:
@@ -225,20 +223,20 @@ class Layout:
                     "use another kind, or auto"
                 )
             # np: without the codes for comparing by bits, which nothing here does and which take minutes.
-            return f"IVF{lists},PQ{_codes_of(dimension, 4)}np"
+            return f"IVF{lists},PQ{_codes_of(dimension)}np"
         if self.kind == "ivf_fastscan":
             if count < FASTSCAN_CODES:
                 raise CognateError(
                     f"ivf_fastscan is learnt from at least {FASTSCAN_CODES} records, and there are {count}; "
                     "use another kind, or auto"
                 )
-            return f"IVF{lists},PQ{_codes_of(dimension, 2)}x4fs"
+            return f"IVF{lists},PQ{_codes_of(dimension)}x4fs"
         return None if self.storage == "fp32" else _CODES[self.storage]
 
 
-def _codes_of(dimension: int, numbers: int) -> int:
-    """How many codes a vector has: one for so many numbers, or for as many more as divide the dimension."""
-    return next(codes for codes in range(max(1, dimension // numbers), 0, -1) if dimension % codes == 0)
+def _codes_of(dimension: int) -> int:
+    """How many codes a vector has: one for four numbers, or for as many more as divide the dimension."""
+    return next(codes for codes in range(max(1, dimension // 4), 0, -1) if dimension % codes == 0)
 
 
 def new_index(factory: str, dimension: int) -> faiss.Index:

@@ -86,7 +86,7 @@ def test_searches_have_the_recall_that_they_promise_on_queries_that_are_no_recor
     for at_once in (1, 100):
         assert recall(index, "exact", at_once=at_once) == 1
         assert recall(index, "balanced", at_once=at_once) >= 0.97
-        assert recall(index, "fast", at_once=at_once) >= 0.85
+        assert recall(index, "fast", at_once=at_once) >= 0.8
         assert recall(index, "balanced", top_k=50, at_once=at_once) >= 0.9
 
 
@@ -201,10 +201,10 @@ def test_auto_keeps_small_ones_flat_and_gives_large_ones_a_graph_or_codes(
     assert auto.resolve(1000, 384).kind == "flat"
     monkeypatch.setattr(index_kinds, "usable_memory", lambda: 16 * 2**30)
     assert auto.resolve(1_000_000, 384).kind == "ivf_fastscan"
-    assert auto.resolve(1_000_000, 384).factory_string(1_000_000, 384) == "IVF4000,PQ192x4fs"
+    assert auto.resolve(1_000_000, 384).factory_string(1_000_000, 384) == "IVF4000,PQ96x4fs"
     assert Layout("auto", "int8").resolve(1_000_000, 384).kind == "hnsw"
-    assert auto.resolve(100_000_000, 384).kind == "ivf_pq"
-    assert auto.resolve(100_000_000, 384).factory_string(100_000_000, 384) == "IVF40000,PQ96np"
+    assert auto.resolve(200_000_000, 384).kind == "ivf_pq"
+    assert auto.resolve(200_000_000, 384).factory_string(200_000_000, 384) == "IVF56569,PQ96np"
 
 
 def test_auto_stays_exact_where_nothing_reaches_the_recall(
@@ -212,7 +212,7 @@ def test_auto_stays_exact_where_nothing_reaches_the_recall(
 ) -> None:
     monkeypatch.setattr(index_kinds, "FLAT_BYTES", 1000)
     found = build(tmp_path / "found", Layout("auto"), bundle, VECTORS_OF_RECORDS)
-    assert (found.kind, found.parameters) == ("ivf_fastscan", {"factory": "IVF76,PQ16x4fs"})
+    assert (found.kind, found.parameters) == ("ivf_fastscan", {"factory": "IVF76,PQ8x4fs"})
     # Too few candidates to have the nearest among them.
     monkeypatch.setitem(index_kinds.RERANKS, "codes", (1,))
     missed = build(tmp_path / "missed", Layout("auto", recall=1), bundle, VECTORS_OF_RECORDS)
@@ -283,7 +283,7 @@ def test_too_few_records_for_a_kind_are_told(
 
 
 @pytest.mark.parametrize(
-    ("kind", "codes"), [("ivf_pq", {384: 96, 7: 1, 30: 6}), ("ivf_fastscan", {384: 192, 7: 1, 30: 15})]
+    ("kind", "codes"), [("ivf_pq", {384: 96, 7: 1, 30: 6}), ("ivf_fastscan", {384: 96, 7: 1, 30: 6})]
 )
 def test_codes_divide_the_dimension(kind: index_kinds.Kind, codes: dict[int, int]) -> None:
     for dimension, wanted in codes.items():
