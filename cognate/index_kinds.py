@@ -69,6 +69,9 @@ GRAPH_LISTS = 1000
 GRAPH_QUERIES = 8
 """From so many queries at once on, comparing with all centroids is quicker after all."""
 
+GRAPH_SHARE = 40
+"""Where more than one in so many of the lists is read, such as with a filter, likewise."""
+
 GRAPH_WIDTH = 2
 """Candidates that are kept in that graph, for each list that is read."""
 
@@ -346,6 +349,7 @@ class Approximate:
         self.reranks = not isinstance(self._index, _FULL)
         self._refined = faiss.IndexRefine(self._index, flat) if self.reranks else self._index
         self._inverted = faiss.try_extract_index_ivf(self._index)
+        self._lists = int(self._inverted.nlist) if self._inverted else 0
         self._of_many = self._refined
         if (lists := _with_all_centroids(self._index)) is not None:
             self._kept += (lists,)
@@ -416,8 +420,8 @@ class Approximate:
             told = self._told(k, parameters, selector)
             if selector is None and len(self._kept_parameters) < MAX_KEPT_PARAMETERS:
                 self._kept_parameters[key] = told
-        refined = self._refined if len(vectors) < GRAPH_QUERIES else self._of_many
-        scores, rows = refined.search(vectors, k, params=told)
+        few = len(vectors) < GRAPH_QUERIES and (parameters.nprobe or 0) * GRAPH_SHARE <= self._lists
+        scores, rows = (self._refined if few else self._of_many).search(vectors, k, params=told)
         return scores, rows
 
     def _told(self, k: int, parameters: SearchParameters, selector: faiss.IDSelector | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -59,14 +60,17 @@ def build(folder: Path, layout: Layout, bundle: Bundle, vectors: np.ndarray) -> 
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bundle: Bundle
+) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kinds") / "index"
     with pytest.MonkeyPatch.context() as patch:
         if "linked lists" in request.param:
             # Fewer lists are compared with one by one.
             patch.setattr(index_kinds, "GRAPH_LISTS", 16)
+            patch.setattr(index_kinds, "GRAPH_SHARE", 1)
         build(folder, LAYOUTS[request.param], bundle, VECTORS_OF_RECORDS)
-    return folder
+        yield folder
 
 
 def recall(index: Index, accuracy: Accuracy, top_k: int = 10, at_once: int = len(QUERIES)) -> float:
