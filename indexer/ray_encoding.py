@@ -312,10 +312,19 @@ class RayEncoder:
             if address is None
             else {}
         )
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            try:
+                ray.init(address=address or "local", **quiet, **local)
+            except Exception as error:
+                # This very class, where the node that it started here took over 30 seconds to come up.
+                if type(error) is not Exception or address is not None:
+                    raise
+                self._note("Ray did not start in time; it is started once more")
+                ray.shutdown()
+                ray.init(address="local", **quiet, **local)
+        except Exception as error:  # Ray has errors of many classes.
             raise CognateError(
                 f"Ray cannot be started here: {_first_line(error)}"
                 if address is None

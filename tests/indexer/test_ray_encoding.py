@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from numpy.typing import NDArray
 
 import indexer
@@ -190,3 +191,34 @@ def test_a_worker_that_cannot_see_the_bundle_ends_the_job(
     with pytest.raises(CognateError, match="a Ray worker on .* cannot encode: .*not there.*every node"):
         indexer.build(source, tiny_bundle, tmp_path / "index", cluster=TWO)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["records.jsonl"]
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_ray_that_does_not_start_in_time_is_started_once_more(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    # As Ray does, of that very class, where its node takes over 30 seconds.
+    real, calls = ray.init, []
+
+    def init(**given: Any) -> Any:
+        calls.append(given)
+        if len(calls) <= late:
+            raise Exception("The current node timed out during startup.")  # noqa: TRY002
+        return real(**given)
+
+    monkeypatch.setattr(ray, "init", init)
+    source = write(tmp_path / "records.jsonl", records(20))
+    notes: list[str] = []
+
+    def build() -> None:
+        one = Cluster(workers=1)
+        indexer.build(source, tiny_bundle, tmp_path / "index", cluster=one, on_note=notes.append)
+
+    if late == 1:
+        build()
+        assert "Ray did not start in time; it is started once more" in notes
+    else:
+        with pytest.raises(CognateError, match="Ray cannot be started here: The current node timed out"):
+            build()
+        assert not (tmp_path / "index").exists()
+    assert len(calls) == 2
