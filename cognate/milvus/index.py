@@ -74,6 +74,10 @@ class MilvusIndex:
             self.manifest, self._version = read_manifest(self.connection, self.collection)
             check_fingerprint(location, self.manifest, fingerprint)
             self.count = 0
+            with self.connection.told():
+                self.connection.client.load_collection(
+                    self.collection, timeout=self.connection.options.timeout
+                )
             self.refresh()
         except BaseException:
             self.connection.close()
@@ -109,10 +113,16 @@ class MilvusIndex:
         return True
 
     def refresh(self) -> None:
-        """Have Milvus load it, where it was restarted or let go of it, and count its records again."""
+        """Have Milvus load it, where it was restarted or let go of it, and count its records again.
+
+        Raises:
+            UnavailableError: Milvus does not answer, or has not loaded it yet.
+        """
         with self.connection.told():
-            timeout = self.connection.options.timeout
-            self.connection.client.load_collection(self.collection, timeout=timeout)
+            # Not waited for: one that is restarted meanwhile has forgotten that it was asked.
+            self.connection.client.load_collection(
+                self.collection, timeout=self.connection.options.timeout, _async=True
+            )
         self.count = self.connection.count(self.collection, self.connection.options.consistency)
 
     def search(

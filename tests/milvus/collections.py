@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -71,15 +70,6 @@ def lite(folder: Path) -> Iterator[MilvusLocation]:
     server_manager_instance.release_server(file)
 
 
-def _quiet_port() -> int:
-    """A free port that no connection is given as its own, while the server that had it is down."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 class Milvus:
     """A Milvus server, which is milvus-lite's, in a process of its own.
 
@@ -88,7 +78,9 @@ class Milvus:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._port = _quiet_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
         self.location = MilvusLocation(f"127.0.0.1:{self._port}", "faq")
         self._folder = folder
         self._process: Any = None
@@ -105,18 +97,13 @@ class Milvus:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         while True:
-            assert self.running, "it did not start"
+            assert self._process.poll() is None, "it did not start"
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
                 return
 
-    @property
-    def running(self) -> bool:
-        """Whether its process is there."""
-        return self._process.poll() is None
-
     def kill(self) -> None:
         """End it at once."""
-        if self.running:
+        if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
         self._process.wait()
