@@ -64,9 +64,9 @@ OWN_ENVIRONMENTS |= {"hnswlib": ["hnswlib>=0.8", "numpy"], "usearch": ["usearch>
 def parameters(records: int) -> dict[str, list[Any]]:
     """What each system is searched with, from the quickest on."""
     lists = 4 * records**0.5
-    probes = sorted(
-        {max(1, round(lists * share)) for share in (0.002, 0.003, 0.004, 0.005, 0.01, 0.015, 0.02, 0.03)}
-    )
+    # The fewer records, the larger is the share of the lists that it takes.
+    shares = (0.002, 0.003, 0.004, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
+    probes = sorted({max(1, round(lists * share)) for share in shares})
     # For each list that is read, the quicker ones are the first.
     ours = [{"nprobe": nprobe, "rerank": rerank} for nprobe in probes for rerank in RERANKS]
     graphs = {name: list(WIDTHS) for name in PEERS}

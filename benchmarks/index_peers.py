@@ -68,6 +68,8 @@ def bare(options: dict[str, Any], kind: str = "ivf_fastscan") -> tuple[Search, s
     import faiss  # type: ignore[import-untyped]
     from index_ours import build
 
+    from cognate.index_kinds import GRAPH_SHARE, GRAPH_WIDTH
+
     folder = build(options, kind)
     flat = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
     lists = faiss.read_index(str(folder / "approximate.faiss"), faiss.IO_FLAG_MMAP_IFC)
@@ -78,9 +80,10 @@ def bare(options: dict[str, Any], kind: str = "ivf_fastscan") -> tuple[Search, s
     centroids.this.disown()
 
     def search(queries: Any, parameter: dict[str, int]) -> Any:
-        # As ours: the graph for one, all centroids for many.
-        inverted.quantizer = graph if len(queries) == 1 else centroids
-        width = faiss.SearchParametersHNSW(efSearch=2 * parameter["nprobe"])
+        # As ours: the graph for one that reads few lists, else all centroids.
+        few = len(queries) == 1 and parameter["nprobe"] * GRAPH_SHARE <= inverted.nlist
+        inverted.quantizer = graph if few else centroids
+        width = faiss.SearchParametersHNSW(efSearch=GRAPH_WIDTH * parameter["nprobe"])
         inner = faiss.SearchParametersIVF(nprobe=parameter["nprobe"], quantizer_params=width)
         outer = faiss.IndexRefineSearchParameters(
             k_factor=float(parameter["rerank"]), base_index_params=inner

@@ -2,8 +2,8 @@
 
 Both train MiniLM on the same batches (32 labels of 4 texts, 64 tokens at most) with batch-hard triplets, each
 in a process of its own; they take turns, some steps at a time, so that what else the machine does meets both.
-Figures are rates over the turns. First, both train without dropout, and their losses are compared step by
-step: where those differ, the figures would not count.
+A rate is that of all turns together: they have other batches, some with longer texts. First, both train
+without dropout, and their losses are compared step by step: where those differ, the figures would not count.
 """
 
 import argparse
@@ -286,7 +286,6 @@ def main() -> None:
                 peaks[name] = answer["peak"]
     texts = 128 * options.steps * options.turns
     rates = {name: texts / sum(found) for name, found in seconds.items()}
-    print({name: [round(128 * options.steps / x) for x in f] for name, f in seconds.items()})
     peak = sgemm({"threads": available_cores()})()
     limit = peak / _step_gflop(data, Path(trained[REFERENCE]["model"]))
     table = Table("", "texts/s", f"x {REFERENCE}", "% sgemm", "peak, MB")
@@ -306,7 +305,13 @@ def main() -> None:
         f"{available_cores()} cores, {options.turns} turns of {options.steps} steps of 128 texts, {data}"
     )
     if options.json:
-        figures = {"texts_per_second": rates, "peak_bytes": peaks, "sgemm_gflops": peak, "limit": limit}
+        figures = {
+            "texts_per_second": rates,
+            "seconds_of_turns": seconds,
+            "peak_bytes": peaks,
+            "sgemm_gflops": peak,
+            "limit": limit,
+        }
         options.json.write_text(json.dumps(figures, indent=1))
 
 

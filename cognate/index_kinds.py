@@ -84,7 +84,7 @@ CHUNK = 65536
 EF_SEARCHES = (16, 32, 64, 128, 256, 512, 1024)
 """Candidates to keep while a graph is walked, to try."""
 
-RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 8, 16, 64)}
+RERANKS: dict[str, tuple[int, ...]] = {"fp16": (2,), "int8": (2, 4), "codes": (4, 16, 64)}
 """Candidates for each hit to try, by the precision that they were found with."""
 
 EXACT_SHARE = 10
