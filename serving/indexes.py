@@ -273,11 +273,13 @@ class IndexRegistry:
         """
         async with self._updating[name]:
             while True:
-                updates = self.served(name).updates
+                served = self.served(name)
+                updates = served.updates
                 if updates is None:
                     raise no_updates(f"the index {name} takes no updates; start the server with --updates")
                 try:
-                    applied = await asyncio.wrap_future(self._writers.submit(change, updates))
+                    # Held open as for a search: another version may take its place meanwhile.
+                    applied = await served.version.run(self._writers, _changed, updates, change)
                 except CognateError:
                     if self._is_updated_by(updates, name):
                         raise
@@ -301,7 +303,7 @@ class IndexRegistry:
     async def _compact(self, name: str, served: Served, updates: IndexUpdates) -> None:
         """Write an index anew with its updates in it, and let it take the place of both."""
         try:
-            base = await asyncio.wrap_future(self._compactor.submit(_write_base_warm, updates))
+            base = await served.version.run(self._compactor, _write_base_warm, updates)
             if base is None:
                 return
             async with self._updating[name]:
@@ -551,7 +553,15 @@ def _is_current(current: Served, folder: Path, state: State) -> bool:
     return index.state == state or (here and index.state.root_version == state.root_version)
 
 
-def _write_base_warm(updates: IndexUpdates) -> Base | None:
+def _changed(
+    _: Searchable,
+    updates: "IndexUpdates | MilvusUpdates",
+    change: "Callable[[IndexUpdates | MilvusUpdates], Applied]",
+) -> Applied:
+    return change(updates)
+
+
+def _write_base_warm(_: Searchable, updates: IndexUpdates) -> Base | None:
     base = updates.write_base()
     if base is not None:
         _warm(base.index)
