@@ -18,9 +18,11 @@ ENV PATH=/opt/cognate/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABL
 
 # Each build stage makes the virtual environment on the base that it will run on.
 FROM cpu AS build-serve
+# serve,openvino for bf16 on processors that have it.
+ARG EXTRAS=serve
 WORKDIR /src
 COPY . .
-RUN python3 -m venv /opt/cognate && pip install -c constraints.txt '.[serve]'
+RUN python3 -m venv /opt/cognate && pip install -c constraints.txt ".[${EXTRAS}]"
 
 FROM gpu AS build-serve-gpu
 WORKDIR /src

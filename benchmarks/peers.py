@@ -40,8 +40,18 @@ def cognate_fp16(options: dict[str, Any]) -> Encode:
 
 
 def cognate_bf16(options: dict[str, Any]) -> Encode:
-    """The bf16 bundle, as a server uses it."""
-    return cognate(options | {"bundle": options["bf16_bundle"]})
+    """The bf16 bundle, as a server uses it: on a processor by OpenVINO."""
+    return cognate(_bf16(options))
+
+
+def cognate_bf16_bulk(options: dict[str, Any]) -> Encode:
+    """The bf16 bundle, as the indexer uses it."""
+    return cognate_bulk(_bf16(options))
+
+
+def _bf16(options: dict[str, Any]) -> dict[str, Any]:
+    device = "openvino" if options["device"] == "cpu" else options["device"]
+    return options | {"bundle": options["bf16_bundle"], "device": device}
 
 
 def cognate_int8(options: dict[str, Any]) -> Encode:

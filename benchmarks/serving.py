@@ -247,7 +247,7 @@ class Benchmark:
                 server.stop()
                 continue
             self.servers.append(server)
-        settings = {"bundle": str(self.bundle), "device": "cpu"}
+        settings = {"bundle": str(self.bundle), "device": "auto"}
         self.offline = start_systems(OFFLINE, settings, options.environments, 1)
         for system in self.offline:
             self._stack.callback(system.stop)
@@ -765,6 +765,7 @@ def parse() -> argparse.Namespace:
         "--fill-calls", type=int, default=2500, help="of 8 queries each, that fill the cache of queries first"
     )
     parser.add_argument("--memory-seconds", type=float, default=240.0, help="of these requests, at most")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="of ours")
     parser.add_argument("--bundle", type=Path, help="a bundle of all-MiniLM-L6-v2, instead of exporting one")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/cognate/benchmarks")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -798,7 +799,7 @@ def main() -> None:
         if options.bundle is None:
             import exporter
 
-            options.bundle = exporter.export("minilm", scratch / "bundle").folder
+            options.bundle = exporter.export("minilm", scratch / "bundle", precision=options.precision).folder
         Bundle.open(options.bundle)
         console.print(
             f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {platform.machine()}, {processor()}, "

@@ -83,8 +83,8 @@ class BundleManifest(Manifest):
         max_length: Tokens that the model reads of a text, special tokens included.
         pooling: How token vectors become one: "mean", "cls", …
         precision: Number format of the weights: "fp32", "fp16", "bf16" or "int8".
-        target: The processor it is made for: "avx2", "avx512_vnni" or "arm64" in int8, "cuda" in fp16 and
-            bf16; "any" in fp32.
+        target: The processor it is made for: "avx2", "avx512_vnni" or "arm64" in int8, "cuda" in fp16,
+            "cuda" or "avx512_bf16" in bf16; "any" in fp32.
         opset: ONNX operator set of the graph.
         prompts: What is put before queries and passages.
         pad_id: The id of the padding token.

@@ -66,7 +66,8 @@ class Encoder:
 
         Args:
             bundle: Its folder, or one opened before.
-            device: "auto" takes a CUDA device where onnxruntime can start one, else the CPU.
+            device: "auto" takes what the bundle is for, or a CUDA device, where onnxruntime can start one,
+                else the CPU.
             threads: Cores to use on the CPU. None: those that this process may use, by its affinity and its
                 cgroup's quota.
             max_batch_tokens: Tokens of a batch, padding included. None: what suits the device.
@@ -82,7 +83,7 @@ class Encoder:
         manifest = self.bundle.manifest
         threads = threads or available_cores()
         self._tokenizer = TextTokenizer(self.bundle)
-        self._provider, self._session = open_session(self.bundle, device, 1 if bulk else threads)
+        self._provider, self._session = open_session(self.bundle, device, threads, bulk=bulk)
         self.device = self._provider.device
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
@@ -90,7 +91,7 @@ class Encoder:
         self.max_batch_tokens = max_batch_tokens or self._provider.max_batch_tokens
         self.max_batch_texts = self._provider.max_batch_texts
         self.run_tokens = self._provider.run_tokens
-        self.runs_at_once = threads if self.device == "cpu" else 1
+        self.runs_at_once = threads if self._provider.own_cores else 1
         self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id

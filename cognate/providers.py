@@ -1,5 +1,9 @@
 """Where the model runs: onnxruntime's execution providers, by the device that a user names."""
 
+import functools
+import importlib
+import importlib.util
+import json
 import logging
 import os
 import re
@@ -35,6 +39,8 @@ class Provider:
         length_multiple: Batches are padded to a multiple of so many tokens, so that there are few shapes
             to choose kernels and take memory for.
         memory: Where the vectors lie when a run ends, by onnxruntime's name.
+        own_cores: Whether it calculates on the processor's cores, as many runs side by side as there are.
+        plugin: The module that brings it to any onnxruntime; None where it is built in or not there.
         options: onnxruntime's, for this provider.
         before: Providers that take the operators it cannot run, but for the CPU, which always does.
         one_run_at_a_time: Whether a session may not run in two threads at once.
@@ -48,6 +54,8 @@ class Provider:
     run_tokens: int = 4
     length_multiple: int = 1
     memory: str = "cpu"
+    own_cores: bool = False
+    plugin: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     before: tuple[str, ...] = ()
     one_run_at_a_time: bool = False
@@ -61,7 +69,7 @@ PROVIDERS = {
     provider.device: provider
     for provider in (
         # What a core calculates then stays in its cache of a megabyte or two, and less is padding.
-        Provider("cpu", "CPUExecutionProvider", "cognate[serve]", max_batch_tokens=192),
+        Provider("cpu", "CPUExecutionProvider", "cognate[serve]", max_batch_tokens=192, own_cores=True),
         Provider(
             "cuda",
             "CUDAExecutionProvider",
@@ -84,35 +92,53 @@ PROVIDERS = {
             memory="cuda",
             before=("CUDAExecutionProvider",),
         ),
-        Provider("openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino"),
+        Provider(
+            "openvino",
+            "OpenVINOExecutionProvider",
+            "cognate[openvino]",
+            own_cores=True,
+            plugin="onnxruntime_ep_openvino",
+        ),
         Provider(
             "coreml", "CoreMLExecutionProvider", "onnxruntime on a Mac", options={"ModelFormat": "MLProgram"}
         ),
         Provider("directml", "DmlExecutionProvider", "onnxruntime-directml", one_run_at_a_time=True),
     )
 }
-"""By device. Only cpu is tested where Cognate is made; the others share its code."""
+"""By device. Only cpu and openvino are tested where Cognate is made; the others share their code."""
 
 SLOWER_ON_CPU = ["SkipLayerNormFusion"]
 """Of onnxruntime's optimisations, those that cost time on a CPU: the fused operator adds and normalises
 number by number, in a tenth of an int8 model's time, where the two it replaces use vector instructions."""
+
+LEFT_TO_PLUGINS = ["ConstantFolding"]
+"""Of onnxruntime's optimisations, those that a plugin does better: the matrices of a bf16 bundle would be
+widened before OpenVINO saw them, which takes 25 MB and a tenth of a second more (MiniLM)."""
 
 SPIN_MICROSECONDS = "20"
 """How long the threads of a run on the CPU wait for work awake; to wake one takes about as long."""
 
 AUTO = ("cuda", "cpu")
 """What "auto" tries, first to last. The others must be asked for: they build engines for minutes, calculate
-with fewer bits, or are slower than the CPU for batches whose shapes differ."""
+with fewer bits, or are no faster than the CPU."""
+
+BF16_PROCESSOR = "avx512_bf16"
+"""The target of a bundle for processors that multiply in bfloat16 (AVX512-BF16, AMX), as OpenVINO does.
+Without OpenVINO, or such a processor, the same graph is calculated in float32."""
 
 
 def available_devices() -> list[str]:
-    """The devices that this onnxruntime was built for, in the order of the table."""
+    """The devices that this onnxruntime has, built in or by a plugin, in the order of the table."""
     built = onnxruntime.get_available_providers()
-    return [device for device, provider in PROVIDERS.items() if provider.name in built]
+    return [
+        device
+        for device, provider in PROVIDERS.items()
+        if (importlib.util.find_spec(provider.plugin) if provider.plugin else provider.name in built)
+    ]
 
 
 def check_available(device: Device) -> None:
-    """Refuse a device that this onnxruntime was not built for.
+    """Refuse a device that this onnxruntime has not got.
 
     Raises:
         CognateError: It is unknown, or not there.
@@ -120,21 +146,24 @@ def check_available(device: Device) -> None:
     check_device(device)
     available = available_devices()
     if device != "auto" and device not in available:
+        where = "" if PROVIDERS[device].plugin else " in an environment of its own"
         raise CognateError(
             f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}; "
-            f"install {PROVIDERS[device].package} in an environment of its own, or use --device cpu"
+            f"install {PROVIDERS[device].package}{where}, or use --device cpu"
         )
 
 
 def open_session(
-    bundle: Bundle, device: Device, threads: int
+    bundle: Bundle, device: Device, threads: int, *, bulk: bool = False
 ) -> tuple[Provider, onnxruntime.InferenceSession]:
     """Load a bundle's model on a device.
 
     Args:
         bundle: Opened.
-        device: "auto" takes CUDA where it can be started, else the CPU.
-        threads: For one run on the CPU.
+        device: "auto" takes OpenVINO for a bundle of ``BF16_PROCESSOR``, else CUDA, where they can be
+            started, else the CPU.
+        threads: Cores to use on the CPU.
+        bulk: Whether each run has one of the threads, or all of them; by OpenVINO always one.
 
     Returns:
         The provider that was taken, never another than was asked for, and the session.
@@ -147,38 +176,51 @@ def open_session(
     available = available_devices()
     if device != "auto":
         provider = PROVIDERS[device]
-        return provider, _open(bundle, provider, threads)
-    first, *others = [PROVIDERS[name] for name in AUTO if name in available]
+        return provider, _open(bundle, provider, threads, bulk)
+    wanted = AUTO
+    if bundle.manifest.target == BF16_PROCESSOR:
+        wanted = ("openvino", "cpu")
+        if "openvino" not in available:
+            _log.warning(
+                "%s is for OpenVINO, which is not installed, and is calculated in float32, slower; install "
+                "%s, or say --device cpu",
+                bundle.folder,
+                PROVIDERS["openvino"].package,
+            )
+    first, *others = [PROVIDERS[name] for name in wanted if name in available]
     for other in others:
         try:
-            return first, _open(bundle, first, threads)
+            return first, _open(bundle, first, threads, bulk)
         except _NotStartedError as error:
             _log.warning("%s; --device auto goes on with %s", error, other.device)
             first = other
-    return first, _open(bundle, first, threads)
+    return first, _open(bundle, first, threads, bulk)
 
 
 class _NotStartedError(CognateError):
     """The provider is in this onnxruntime, but has no device or driver to run on."""
 
 
-def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def _open(bundle: Bundle, provider: Provider, threads: int, bulk: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if bulk else threads
     # Batches differ in shape, so a pattern of one is no use to the next and its memory is never given back.
     options.enable_mem_pattern = False
     # From one operator of a run to the next, and no longer: threads that spin while nothing runs take the
     # cores from the tokenizer, the event loop and runs beside them.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     options.log_severity_level = 3
-    names = dict.fromkeys((provider.name, *provider.before, "CPUExecutionProvider"))
+    providers = None
+    disabled = SLOWER_ON_CPU if provider.device == "cpu" else None
+    if provider.plugin:
+        disabled = LEFT_TO_PLUGINS
+        options.add_provider_for_devices(_plugin_devices(provider), openvino_options(bundle, threads))
+    else:
+        names = dict.fromkeys((provider.name, *provider.before, "CPUExecutionProvider"))
+        providers = [(name, _options(name, provider, bundle)) for name in names]
     try:
-        with_options = [(name, _options(name, provider, bundle)) for name in names]
         session = onnxruntime.InferenceSession(
-            str(bundle.graph),
-            options,
-            providers=with_options,
-            disabled_optimizers=SLOWER_ON_CPU if provider.device == "cpu" else None,
+            str(bundle.graph), options, providers=providers, disabled_optimizers=disabled
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         remedy = "export it again" if provider.device == "cpu" else "see whether --device cpu runs it"
@@ -186,13 +228,58 @@ def _open(bundle: Bundle, provider: Provider, threads: int) -> onnxruntime.Infer
             f"{bundle.graph} cannot be run by onnxruntime: {why_not_run(error)}; {remedy}"
         ) from None
     if session.get_providers()[0] != provider.name:
-        raise _NotStartedError(
-            f"device {provider.device} was asked for, but onnxruntime could not start it; check its driver "
-            "and libraries, or use --device cpu"
-        )
+        raise _NotStartedError(_not_started(provider))
     if OUTPUT not in {value.name for value in session.get_outputs()}:
         raise ArtifactError(f"{bundle.graph} has no output named {OUTPUT}; export it again")
     return session
+
+
+def _not_started(provider: Provider) -> str:
+    return (
+        f"device {provider.device} was asked for, but onnxruntime could not start it; check its driver "
+        "and libraries, or use --device cpu"
+    )
+
+
+def _plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
+    """The processor, as a plugin's device; the plugin is loaded once in a process."""
+    try:
+        _load_plugin(provider.plugin or "")
+    except Exception as error:  # what the library's loader says, as onnxruntime's exceptions
+        raise _NotStartedError(f"{_not_started(provider)}: {why_not_run(error)}") from None
+    devices = [
+        device
+        for device in onnxruntime.get_ep_devices()
+        if device.ep_name == provider.name and device.device.type == onnxruntime.OrtHardwareDeviceType.CPU
+    ]
+    if not devices:
+        raise _NotStartedError(_not_started(provider))
+    return devices[:1]
+
+
+@functools.cache
+def _load_plugin(module: str) -> None:
+    onnxruntime.register_execution_provider_library(
+        module, importlib.import_module(module).get_library_path()
+    )
+
+
+def openvino_options(bundle: Bundle, threads: int) -> dict[str, str]:
+    """OpenVINO's options: the arithmetic that the bundle was measured with, and its share of the cores.
+
+    Args:
+        bundle: In bfloat16 only where it is for such a processor.
+        threads: Cores to use, each for a run of its own: one text takes longer so, and several less.
+    """
+    settings = {
+        # Left to itself, OpenVINO calculates in bfloat16 wherever the processor does.
+        "INFERENCE_PRECISION_HINT": "bf16" if bundle.manifest.target == BF16_PROCESSOR else "f32",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "NUM_STREAMS": str(threads),
+        # Two processes on one machine would pin their threads to the same cores.
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    return {"load_config": json.dumps({"CPU": settings})}
 
 
 def why_not_run(error: Exception) -> str:

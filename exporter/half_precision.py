@@ -1,4 +1,4 @@
-"""``to_fp16`` and ``to_bf16``: graphs for GPUs. Inputs and outputs stay as they are, the vectors float32."""
+"""Graphs in 16 bits, for GPUs and processors. Inputs and outputs stay as they are, the vectors float32."""
 
 import ml_dtypes
 import numpy as np
@@ -80,6 +80,27 @@ def to_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in converted.graph.value_info:
         if value.type.tensor_type.elem_type == kinds.FLOAT16:
             value.type.tensor_type.elem_type = kinds.BFLOAT16
+    return converted
+
+
+def bf16_matrices(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph whose matrices are bfloat16, and widened before they are used: half the size.
+
+    Any provider runs it, in float32 as it is written; OpenVINO multiplies in bfloat16 where it is told to.
+
+    Args:
+        model: In float32.
+    """
+    converted = copy(model)
+    kinds = onnx.TensorProto
+    widened = []
+    for tensor in converted.graph.initializer:
+        if tensor.data_type == kinds.FLOAT and len(tensor.dims) == 2:
+            name, narrow = tensor.name, f"{tensor.name}_bf16"
+            values = onnx.numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, narrow))
+            widened.append(onnx.helper.make_node("Cast", [narrow], [name], f"{name}_widened", to=kinds.FLOAT))
+    set_nodes(converted, [*widened, *converted.graph.node])
     return converted
 
 

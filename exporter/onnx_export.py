@@ -32,7 +32,7 @@ from cognate.bundle import (
 from cognate.encoder import Encoder
 from cognate.errors import CognateError, ModelError
 from cognate.evaluation import evaluate, read_queries_and_index
-from cognate.providers import available_devices
+from cognate.providers import BF16_PROCESSOR
 from cognate.records import Record, read_records
 from exporter import half_precision, onnx_graph, parity, quantization
 from exporter.processor_target import WEIGHTS, Precision, Target, choose_target
@@ -68,9 +68,10 @@ def export(
     Args:
         source: A checkpoint, a sentence-transformers folder, a model name or a Hugging Face id.
         destination: The bundle's folder.
-        precision: Number format of the weights. "fp16" and "bf16" are for GPUs; fp16 is checked on the CPU
-            where there is none, bf16 needs one.
-        target: In int8, the processor that the bundle is made for; "auto" is this one.
+        precision: Number format of the weights. "fp16" is for GPUs, and checked on the CPU where there is
+            none; "bf16" is for GPUs and, by OpenVINO, processors that have it, and needs one or the other.
+        target: The processor that the bundle is made for; "auto" is this one, in bf16 a GPU where there is
+            one.
         calibrate: A record file, whose texts the ranges of a layer's input are taken from: int8 becomes
             static. Without one it is dynamic, each batch having its own.
         queries: A record file; with ``index`` the nine metrics are compared with torch's too.
@@ -97,10 +98,6 @@ def export(
         )
     if (queries is None) != (index is None):
         raise CognateError("the metrics need both --queries and --index")
-    if precision == "bf16" and "cuda" not in available_devices():
-        raise CognateError(
-            "bf16 runs on a GPU only, and onnxruntime has none here; export it on one, or use fp16"
-        )
     destination = Path(destination)
     check_destination(destination, BundleManifest.KIND, force=force)
     records = None if queries is None or index is None else read_queries_and_index(queries, index)
@@ -114,7 +111,7 @@ def export(
             chosen = None
             if precision != "fp32":
                 chosen = _convert(draft, precision, made_for, calibration)
-            measured = _measure(draft, reference, precision, records)
+            measured = _measure(draft, reference, precision, made_for, records)
             lost = parity.losses(measured, precision)
             refused = [why for name, why in lost.items() if name not in allow_loss]
             if refused:
@@ -178,11 +175,11 @@ class _Draft:
             **self.fields,
         )
 
-    def bundle(self, precision: str) -> Bundle:
+    def bundle(self, precision: str, target: str = "any") -> Bundle:
         """As it is now, not yet measured."""
         unmeasured = Parity(texts=0, min_cosine=0, mean_cosine=0, max_abs_difference=0)
         return Bundle(
-            self.folder, self.write(precision=precision, target="any", parity=unmeasured, quantization=None)
+            self.folder, self.write(precision=precision, target=target, parity=unmeasured, quantization=None)
         )
 
 
@@ -233,8 +230,12 @@ def _convert(
             WEIGHTS[target],
             static=calibration is not None,
         )
+    elif precision == "fp16":
+        model = half_precision.to_fp16(model)
+    elif target == BF16_PROCESSOR:
+        model = half_precision.bf16_matrices(model)
     else:
-        model = (half_precision.to_fp16 if precision == "fp16" else half_precision.to_bf16)(model)
+        model = half_precision.to_bf16(model)
     onnx_graph.save_whole(model, graph)
     return chosen
 
@@ -243,10 +244,11 @@ def _measure(
     draft: _Draft,
     reference: _Reference,
     precision: Precision,
+    target: str,
     records: tuple[list[Record], list[Record]] | None,
 ) -> Parity:
     """Compare the bundle's vectors with torch's."""
-    bundle = draft.bundle(precision)
+    bundle = draft.bundle(precision, target)
     device: Literal["auto", "cpu"] = "auto" if precision in ("fp16", "bf16") else "cpu"
     encoder = Encoder(bundle, device=device)
     texts = parity.parity_texts(draft.max_length)

@@ -1,4 +1,4 @@
-"""Which processor an int8 bundle is made for, and what suits it."""
+"""Which processor a bundle is made for, and what suits it."""
 
 import platform
 from dataclasses import dataclass
@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cognate.errors import CognateError
+from cognate.providers import BF16_PROCESSOR, available_devices
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Target = Literal["auto", "avx2", "avx512_vnni", "arm64", "cuda"]
+Target = Literal["auto", "avx2", "avx512_vnni", "avx512_bf16", "arm64", "cuda"]
 
 DOT_PRODUCT_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """Of /proc/cpuinfo: instructions that multiply unsigned by signed bytes and add without saturation."""
+
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Instructions that multiply in bfloat16 and add in float32."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ def choose_target(precision: Precision, target: Target, cpuinfo: Path = Path("/p
         cpuinfo: Where Linux says what the processor can do.
 
     Returns:
-        One of ``WEIGHTS`` in int8, "cuda" in fp16 and bf16, "any" in fp32.
+        One of ``WEIGHTS`` in int8, "cuda" in fp16, "cuda" or "avx512_bf16" in bf16, "any" in fp32.
 
     Raises:
-        CognateError: There is no such precision or target, or the two do not go together.
+        CognateError: There is no such precision or target, the two do not go together, or a bf16 bundle
+            cannot be measured here.
     """
     for what, value, known in (
         ("precision", precision, get_args(Precision)),
@@ -60,18 +65,44 @@ def choose_target(precision: Precision, target: Target, cpuinfo: Path = Path("/p
         if target != "auto":
             raise CognateError("an fp32 bundle is the same for every processor; leave --target out")
         return "any"
-    if precision in ("fp16", "bf16"):
+    if precision == "fp16":
         if target not in ("auto", "cuda"):
             raise CognateError(
-                f"{precision} is for GPUs, no processor is faster with it; leave --target out, or use "
-                "--precision int8"
+                "fp16 is for GPUs, no processor is faster with it; leave --target out, or use "
+                "--precision int8, or bf16 where the processor has it"
             )
+        return "cuda"
+    if precision == "bf16":
+        return _bf16_target(target, cpuinfo)
+    if target not in ("auto", *WEIGHTS):
+        raise CognateError(
+            f"int8 is for {', '.join(WEIGHTS)}, not {target}; use --precision fp16 for cuda, bf16 for "
+            f"{BF16_PROCESSOR}"
+        )
+    return this_processor(platform.machine(), cpuinfo) if target == "auto" else target
+
+
+def _bf16_target(target: Target, cpuinfo: Path) -> str:
+    """What runs a bf16 bundle must be here: its vectors are compared with torch's as it is exported."""
+    if target not in ("auto", "cuda", BF16_PROCESSOR):
+        raise CognateError(f"bf16 is for cuda and {BF16_PROCESSOR}, not {target}; use --precision int8")
+    available = available_devices()
+    if target != BF16_PROCESSOR and "cuda" in available:
         return "cuda"
     if target == "cuda":
         raise CognateError(
-            "int8 is for processors, onnxruntime has no such layers on CUDA; use --precision fp16"
+            "bf16 for a GPU is measured on one, and onnxruntime has none here; export it on one, or use fp16"
         )
-    return this_processor(platform.machine(), cpuinfo) if target == "auto" else target
+    if not BF16_FLAGS.intersection(_flags(cpuinfo)):
+        raise CognateError(
+            "bf16 wants a GPU, or a processor with AVX512-BF16 or AMX, and this has neither; export it on "
+            "one, or use --precision int8"
+        )
+    if "openvino" not in available:
+        raise CognateError(
+            "bf16 on a processor is run by OpenVINO, which is not installed; install cognate[openvino]"
+        )
+    return BF16_PROCESSOR
 
 
 def this_processor(machine: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -83,9 +114,12 @@ def this_processor(machine: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """
     if machine.lower() in ("arm64", "aarch64"):
         return "arm64"
+    return "avx512_vnni" if DOT_PRODUCT_FLAGS.intersection(_flags(cpuinfo)) else "avx2"
+
+
+def _flags(cpuinfo: Path) -> list[str]:
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
-        lines = []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return "avx512_vnni" if DOT_PRODUCT_FLAGS.intersection(flags) else "avx2"
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])

@@ -1,6 +1,8 @@
 """Where the model runs."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -13,10 +15,20 @@ from cognate.bundle import Bundle
 from cognate.cli import app
 from cognate.devices import Device, index_device
 from cognate.encoder import Encoder
-from cognate.errors import CognateError
-from cognate.providers import PROVIDERS, available_devices, tensorrt_options
+from cognate.errors import ArtifactError, CognateError
+from cognate.providers import (
+    BF16_PROCESSOR,
+    PROVIDERS,
+    available_devices,
+    openvino_options,
+    tensorrt_options,
+)
 
 built = onnxruntime.get_available_providers()
+MISSING = [device for device in PROVIDERS if device not in available_devices()]
+TEXTS = [" ".join(["door", "open"] * length) for length in range(40)]
+
+has_openvino = pytest.mark.skipif("openvino" in MISSING, reason="onnxruntime-ep-openvino has no wheel here")
 
 
 def test_every_device_but_auto_is_in_the_table() -> None:
@@ -28,9 +40,7 @@ def test_the_cpu_is_always_there_and_what_is_there_is_of_the_table() -> None:
     assert set(available_devices()) <= set(PROVIDERS)
 
 
-@pytest.mark.parametrize(
-    "device", [name for name, provider in PROVIDERS.items() if provider.name not in built]
-)
+@pytest.mark.parametrize("device", MISSING)
 def test_a_device_that_is_not_there_is_refused_and_never_replaced(tiny_bundle: Path, device: Device) -> None:
     with pytest.raises(
         CognateError, match=rf"device {device} was asked for, .* has only .*cpu.* install .*cpu"
@@ -87,13 +97,87 @@ def test_tensorrt_has_one_engine_for_all_shapes_outside_the_bundle(
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in built, reason="this onnxruntime has no CUDA")
 def test_vectors_of_a_gpu_are_those_of_the_cpu(tiny_bundle: Path) -> None:
-    texts = [" ".join(["door", "open"] * length) for length in range(40)]
     gpu = Encoder(tiny_bundle, device="cuda")
-    np.testing.assert_allclose(gpu.encode(texts), Encoder(tiny_bundle, device="cpu").encode(texts), atol=1e-5)
+    np.testing.assert_allclose(gpu.encode(TEXTS), Encoder(tiny_bundle, device="cpu").encode(TEXTS), atol=1e-5)
     assert gpu.forward_on_device([[2, 3]]).device_name() == "cuda"
 
 
-MISSING = [name for name, provider in PROVIDERS.items() if provider.name not in built]
+@has_openvino
+@pytest.mark.parametrize("bulk", [False, True])
+def test_vectors_by_openvino_are_those_of_the_cpu_where_the_bundle_is_fp32(
+    tiny_bundle: Path, bulk: bool
+) -> None:
+    encoder = Encoder(tiny_bundle, device="openvino", bulk=bulk, threads=2)
+    assert (encoder.device, encoder.runs_at_once) == ("openvino", 2)
+    # Long enough for several batches, which two threads run side by side.
+    texts = TEXTS * 20
+    theirs = Encoder(tiny_bundle, device="cpu").encode(texts)
+    np.testing.assert_allclose(encoder.encode(texts), theirs, atol=1e-5)
+    ids = [text.ids for text in encoder.tokenize(TEXTS[:3])]
+    np.testing.assert_allclose(encoder.forward_on_device(ids).numpy(), theirs[:3], atol=1e-5)
+
+
+def for_bf16(bundle: Path) -> Bundle:
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest.model_copy(update={"precision": "bf16", "target": BF16_PROCESSOR})
+    return Bundle(opened.folder, manifest)
+
+
+@has_openvino
+def test_auto_takes_openvino_for_a_bundle_made_for_it_and_for_no_other(tiny_bundle: Path) -> None:
+    assert Encoder(for_bf16(tiny_bundle)).device == "openvino"
+    assert Encoder(tiny_bundle).device != "openvino"
+    for bundle, arithmetic in ((for_bf16(tiny_bundle), "bf16"), (Bundle.open(tiny_bundle), "f32")):
+        (settings,) = json.loads(openvino_options(bundle, 3)["load_config"]).values()
+        assert settings["INFERENCE_PRECISION_HINT"] == arithmetic
+        assert settings["INFERENCE_NUM_THREADS"] == settings["NUM_STREAMS"] == "3"
+
+
+def test_a_bundle_made_for_openvino_runs_without_it_and_says_so(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(providers, "available_devices", lambda: ["cpu"])
+    encoder = Encoder(for_bf16(tiny_bundle))
+    assert encoder.device == "cpu"
+    (warning,) = caplog.messages
+    assert "is for OpenVINO, which is not installed, and is calculated in float32" in warning
+    assert "install cognate[openvino]" in warning
+    np.testing.assert_array_equal(encoder.encode(TEXTS), Encoder(tiny_bundle, device="cpu").encode(TEXTS))
+    with pytest.raises(
+        CognateError, match=r"has only cpu; install cognate\[openvino\], or use --device cpu$"
+    ):
+        Encoder(tiny_bundle, device="openvino")
+
+
+@has_openvino
+def test_a_plugin_that_cannot_be_loaded_is_one_line_and_auto_goes_on_without_it(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    monkeypatch.setattr(
+        providers,
+        "_load_plugin",
+        lambda _: onnxruntime.register_execution_provider_library("broken", str(tmp_path / "broken.so")),
+    )
+    with pytest.raises(
+        CognateError, match="device openvino was asked for, but .* could not start it"
+    ) as caught:
+        Encoder(tiny_bundle, device="openvino")
+    assert "\n" not in str(caught.value)
+    assert Encoder(for_bf16(tiny_bundle)).device == "cpu"
+    assert "--device auto goes on with cpu" in caplog.text
+
+
+@has_openvino
+def test_a_damaged_graph_is_one_line_by_openvino_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    graph = tmp_path / "bundle/onnx/model.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    bundle = Bundle(tmp_path / "bundle", Bundle.open(tiny_bundle).manifest)
+    with pytest.raises(
+        ArtifactError, match="model.onnx cannot be run by onnxruntime: it is truncated or damaged"
+    ):
+        Encoder(bundle, device="openvino")
 
 
 @pytest.mark.parametrize("device", MISSING)

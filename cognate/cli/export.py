@@ -17,10 +17,13 @@ def export(
     destination: Annotated[Path, typer.Option("--out", help="The bundle's folder.")],
     precision: Annotated[
         Literal["fp32", "fp16", "bf16", "int8"],
-        typer.Option(help="Number format of the weights: int8 for processors, fp16 and bf16 for GPUs."),
+        typer.Option(
+            help="Number format of the weights: int8 for processors, fp16 for GPUs, bf16 for GPUs and "
+            "processors that have it."
+        ),
     ] = "fp32",
     target: Annotated[
-        Literal["auto", "avx2", "avx512_vnni", "arm64", "cuda"],
+        Literal["auto", "avx2", "avx512_vnni", "avx512_bf16", "arm64", "cuda"],
         typer.Option(help="The processor that runs the bundle; auto is this one."),
     ] = "auto",
     calibrate: Annotated[

@@ -17,9 +17,10 @@ from cognate.bundle import Bundle, BundleManifest
 from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, ModelError
 from cognate.evaluation import evaluate, read_queries_and_index
+from cognate.providers import BF16_PROCESSOR, available_devices
 from exporter import half_precision
 from exporter.parity import LIMITS, figures_of, losses, measure_parity
-from exporter.processor_target import choose_target, this_processor
+from exporter.processor_target import BF16_FLAGS, choose_target, this_processor
 from tests.conftest import SAMPLE
 
 TEXTS = [
@@ -147,9 +148,72 @@ def test_fp16_gives_float32_vectors_near_torchs_at_half_the_size(
     assert {tensor.data_type for tensor in tensors if len(tensor.dims) == 2} == {onnx.TensorProto.FLOAT16}
 
 
-def test_bf16_needs_a_gpu(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(CognateError, match="bf16 runs on a GPU only"):
-        exporter.export(tiny_model, tmp_path / "bundle", precision="bf16")
+def flags(path: Path, text: str) -> Path:
+    path.write_text(f"processor\t: 0\nflags\t\t: {text}\n")
+    return path
+
+
+def test_bf16_is_for_a_gpu_or_a_processor_that_has_it_and_openvino(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, amx = flags(tmp_path / "plain", "avx2 avx512f"), flags(tmp_path / "amx", "avx512f amx_bf16")
+    devices = ["cpu", "openvino"]
+    monkeypatch.setattr("exporter.processor_target.available_devices", lambda: devices)
+    assert choose_target("bf16", "auto", amx) == choose_target("bf16", "avx512_bf16", amx) == BF16_PROCESSOR
+    with pytest.raises(CognateError, match="bf16 wants a GPU, or a processor with AVX512-BF16 or AMX, and"):
+        choose_target("bf16", "auto", plain)
+    with pytest.raises(CognateError, match="bf16 for a GPU is measured on one, and onnxruntime has none"):
+        choose_target("bf16", "cuda", amx)
+    devices.append("cuda")
+    assert choose_target("bf16", "auto", amx) == choose_target("bf16", "cuda", plain) == "cuda"
+    assert choose_target("bf16", "avx512_bf16", amx) == BF16_PROCESSOR
+    devices[:] = ["cpu"]
+    with pytest.raises(CognateError, match=r"OpenVINO, which is not installed; install cognate\[openvino\]"):
+        choose_target("bf16", "auto", amx)
+
+
+has_bf16 = pytest.mark.skipif(
+    "openvino" not in available_devices()
+    or not BF16_FLAGS.intersection(Path("/proc/cpuinfo").read_text().split()),
+    reason="no OpenVINO, or no AVX512-BF16 or AMX here",
+)
+
+
+@has_bf16
+def test_bf16_by_openvino_is_near_torch_at_half_the_size(minilm_bundle: Path, tmp_path: Path) -> None:
+    bundle = exporter.export("minilm", tmp_path / "bundle", precision="bf16", target="avx512_bf16")
+    manifest, whole = bundle.manifest, Bundle.open(minilm_bundle)
+    assert (manifest.precision, manifest.target) == ("bf16", BF16_PROCESSOR)
+    assert (manifest.parity.device, manifest.quantization) == ("openvino", None)
+    assert manifest.parity.min_cosine >= 0.9999
+    assert manifest.fingerprint != whole.manifest.fingerprint
+    assert bundle.graph.stat().st_size < 0.51 * whole.graph.stat().st_size
+    encoder = Encoder(bundle)
+    assert encoder.device == "openvino"
+    theirs = Encoder(whole).encode(TEXTS)
+    assert (encoder.encode(TEXTS) * theirs).sum(axis=1).min() >= 0.9999
+    # And it is not float32 with the same weights.
+    in_float32 = Encoder(bundle, device="cpu").encode(TEXTS)
+    assert np.abs(encoder.encode(TEXTS) - in_float32).max() > 1e-4
+
+
+def test_bfloat16_matrices_are_widened_and_run_anywhere(tiny_bundle: Path, tmp_path: Path) -> None:
+    original = onnx.load(Bundle.open(tiny_bundle).graph)
+    graph = half_precision.bf16_matrices(original)
+    onnx.checker.check_model(graph)
+    kinds = onnx.TensorProto
+    matrices = {tensor.data_type for tensor in graph.graph.initializer if len(tensor.dims) == 2}
+    assert matrices == {kinds.BFLOAT16}
+    assert {tensor.data_type for tensor in graph.graph.initializer if len(tensor.dims) == 1} == {
+        tensor.data_type for tensor in original.graph.initializer if len(tensor.dims) == 1
+    }
+    vectors = Encoder(tiny_bundle, device="cpu").encode(TEXTS)
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    onnx.save(graph, tmp_path / "bundle/onnx/model.onnx")
+    changed = Bundle(tmp_path / "bundle", Bundle.open(tiny_bundle).manifest)
+    narrow = Encoder(changed, device="cpu").encode(TEXTS)
+    assert (narrow * vectors).sum(axis=1).min() >= 0.999
+    assert not np.array_equal(narrow, vectors)
 
 
 def test_a_bf16_graph_has_bfloat16_weights_and_float32_vectors(tiny_bundle: Path) -> None:
@@ -210,14 +274,13 @@ def test_the_overlap_counts_the_nearest_texts_that_stay() -> None:
 
 
 def test_the_processor_is_read_from_its_flags(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    for flags, target in (
+    for has, target in (
         ("fpu avx avx2 fma", "avx2"),
         ("fpu avx2 avx512f avx512_vnni", "avx512_vnni"),
         ("fpu avx2 avx_vnni", "avx512_vnni"),
         ("fpu avx2 amx_int8", "avx512_vnni"),
     ):
-        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        cpuinfo = flags(tmp_path / "cpuinfo", has)
         assert this_processor("x86_64", cpuinfo) == target
         assert this_processor("aarch64", cpuinfo) == "arm64"
     assert this_processor("AMD64", tmp_path / "none") == "avx2"
@@ -230,6 +293,8 @@ def test_the_processor_is_read_from_its_flags(tmp_path: Path) -> None:
         ({"precision": "int8", "target": "z80"}, "no target 'z80'"),
         ({"precision": "int8", "target": "cuda"}, "use --precision fp16"),
         ({"precision": "fp16", "target": "avx2"}, "fp16 is for GPUs"),
+        ({"precision": "bf16", "target": "arm64"}, "bf16 is for cuda and avx512_bf16, not arm64"),
+        ({"precision": "int8", "target": "avx512_bf16"}, "not avx512_bf16; .*bf16 for avx512_bf16"),
         ({"target": "avx2"}, "leave --target out"),
         ({"calibrate": SAMPLE / "index.jsonl"}, "leave --calibrate out"),
         ({"queries": SAMPLE / "index.jsonl"}, "both --queries and --index"),
