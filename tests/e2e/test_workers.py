@@ -31,23 +31,26 @@ def workers_of(server: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(server.pid).children()
 
 
-@contextlib.contextmanager
-def watching(target: str) -> Iterator[Iterator[int]]:
-    """What health says of the workers, as it changes; asked of another worker where the asked one dies."""
+def kill(worker: psutil.Process, server: subprocess.Popen[str], target: str) -> None:
+    """Kill a worker, and see health tell of it, and then of the new one.
 
-    def statuses() -> Iterator[int]:
-        request = health_pb2.HealthCheckRequest(service="cognate.workers")
-        while True:
-            with (
-                contextlib.suppress(grpc.RpcError),
-                grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
-            ):
-                for answer in health_pb2_grpc.HealthStub(channel).Watch(
-                    request, timeout=60, wait_for_ready=True
-                ):
-                    yield answer.status
-
-    yield statuses()
+    All workers are asked: what the killed one would tell is lost, and who asked it alone could ask again only
+    once all is well.
+    """
+    request = health_pb2.HealthCheckRequest(service="cognate.workers")
+    with connected_to_all(server, target) as connections:
+        watches = [
+            health_pb2_grpc.HealthStub(stubs.channel).Watch(request, timeout=60) for stubs in connections
+        ]
+        assert {next(watch).status for watch in watches} == {SERVING}
+        worker.kill()
+        told = 0
+        for watch in watches:
+            # Those of the killed worker end with it.
+            with contextlib.suppress(grpc.RpcError):
+                assert [next(watch).status, next(watch).status] == [NOT_SERVING, SERVING]
+                told += 1
+        assert told
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +59,9 @@ def bundle(tiny_bundle: Path) -> Path:
 
 
 def test_a_worker_killed_under_load_is_replaced_and_every_call_is_answered(bundle: Path) -> None:
-    with serving("--bundle", bundle, "--workers", 2) as (server, target), watching(target) as health:
+    with serving("--bundle", bundle, "--workers", 2) as (server, target):
         before = workers_of(server)
         assert len(before) == 2
-        assert next(status for status in health if status == SERVING)
         enough = threading.Event()
         failures: list[BaseException] = []
         answered = [0] * 4
@@ -81,9 +83,7 @@ def test_a_worker_killed_under_load_is_replaced_and_every_call_is_answered(bundl
             thread.start()
         # Both in turn, so that whichever has the load is hit.
         for worker in before:
-            worker.kill()
-            assert next(status for status in health if status == NOT_SERVING)
-            assert next(status for status in health if status == SERVING)
+            kill(worker, server, target)
         enough.set()
         for thread in threads:
             thread.join(120)
@@ -285,14 +285,11 @@ def test_what_a_worker_refuses_none_serves(bundle: Path, versions: Path) -> None
 
 def test_a_worker_that_is_started_again_has_what_the_others_switched_to(bundle: Path, versions: Path) -> None:
     arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions, "--admin")
-    with serving(*arguments, "--workers", 2) as (server, target), watching(target) as health:
-        assert next(status for status in health if status == SERVING)
+    with serving(*arguments, "--workers", 2) as (server, target):
         with connected_to_all(server, target) as connections:
             change(connections[0], versions / "v2")
-        workers_of(server)[0].kill()
-        assert next(status for status in health if status == NOT_SERVING)
+        kill(workers_of(server)[0], server, target)
         with connected_to_all(server, target) as connections:
-            # Made once both are there.
             change(connections[0], versions / "v3", "another")
         with connected_to_all(server, target) as connections:
             assert {served_by(stubs) for stubs in connections} == {"v2"}
