@@ -16,6 +16,7 @@ from cognate.errors import CognateError
 from trainer.gathering import gathered
 from trainer.kinds import Kind
 from trainer.options import Option
+from trainer.packing import embed_packed, is_packable
 
 MICRO_BATCH = 32
 """Texts that go through the model together. Sorted by length, they need little padding."""
@@ -41,8 +42,9 @@ class NotFiniteError(CognateError):
 class MetricLoss(nn.Module):
     """Embeds a batch, mines it, and gives its loss; of several processes, the batches together.
 
-    The batch goes through the model in micro-batches of texts of like lengths, whose embeddings are
-    joined before the miner and the loss see them: the mathematics is that of one batch, with less padding.
+    The batch goes through the model packed (``trainer.packing``) or, where the model is not one for that, in
+    micro-batches of texts of like lengths, whose embeddings are joined before the miner and the loss see
+    them: the mathematics is that of one batch, with less padding.
     """
 
     def __init__(
@@ -136,6 +138,9 @@ class MetricLoss(nn.Module):
 
     def embed(self, features: Mapping[str, Tensor]) -> Tensor:
         """Embed a batch: float, shape (texts, dimension), in the order of the batch."""
+        if is_packable(self.model):
+            with _in_bf16(features["attention_mask"].device, self.bf16):
+                return embed_packed(self.model, features)
         lengths = features["attention_mask"].sum(dim=1)
         order = torch.argsort(lengths, descending=True, stable=True)
         embeddings = []
