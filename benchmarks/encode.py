@@ -57,13 +57,13 @@ PEERS = {
     "fastembed": "FastEmbed",
     "infinity": "Infinity, torch",
 }
+BF16_PEERS = {"sentence_transformers_bf16": "sentence-transformers, torch bf16"}
 GPU_PEERS = {
     "sentence_transformers_fp16": "sentence-transformers, torch fp16",
-    "sentence_transformers_bf16": "sentence-transformers, torch bf16",
+    **BF16_PEERS,
     "sentence_transformers_graphs": "sentence-transformers, torch fp16, CUDA graphs",
 }
 BF16_OURS = {"cognate_bf16": "cognate, bf16", "cognate_bf16_bulk": "cognate, bf16, bulk"}
-BF16_PEERS = {"sentence_transformers_bf16": "sentence-transformers, torch bf16"}
 GPU_OURS = {"cognate_fp16": "cognate, fp16", "cognate_bf16": "cognate, bf16"}
 TORCH_PEERS = {REFERENCE, "infinity", *GPU_PEERS}
 

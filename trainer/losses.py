@@ -16,7 +16,7 @@ from cognate.errors import CognateError
 from trainer.gathering import gathered
 from trainer.kinds import Kind
 from trainer.options import Option
-from trainer.packing import embed_packed, is_packable
+from trainer.packing import cut, embed_packed, is_packable
 
 MICRO_BATCH = 32
 """Texts that go through the model together. Sorted by length, they need little padding."""
@@ -145,12 +145,7 @@ class MetricLoss(nn.Module):
         order = torch.argsort(lengths, descending=True, stable=True)
         embeddings = []
         for rows in torch.split(order, MICRO_BATCH):
-            longest = int(lengths[rows[0]])
-            micro = {
-                name: value[rows, :longest]
-                for name, value in features.items()
-                if isinstance(value, Tensor) and value.dim() == 2
-            }
+            micro = cut(features, rows, int(lengths[rows[0]]))
             with _in_bf16(lengths.device, self.bf16):
                 embeddings.append(self.model(micro)["sentence_embedding"].float())
         return torch.cat(embeddings)[torch.argsort(order)]

@@ -72,16 +72,17 @@ def embed_packed(model: SentenceTransformer, features: Mapping[str, Tensor]) -> 
         _group(features, rows, longest=int(some[0]), shortest=int(some[-1]))
         for rows, some in zip(torch.split(order, GROUP), torch.split(lengths.cpu(), GROUP), strict=True)
     ]
+    sizes = [math.prod(group.shape) for group in groups]
     hidden = transformer.embeddings(
         input_ids=_in_a_row([group.features["input_ids"] for group in groups]),
         token_type_ids=_in_a_row([_token_types(group) for group in groups]),
         position_ids=_in_a_row([_positions(transformer, group) for group in groups]),
     )[0]
     for layer in transformer.encoder.layer:
-        hidden = layer.attention.output(_attend(layer.attention.self, hidden, groups), hidden)
+        hidden = layer.attention.output(_attend(layer.attention.self, hidden, groups, sizes), hidden)
         hidden = layer.output(layer.intermediate(hidden), hidden)
     embeddings = []
-    for group, tokens in zip(groups, hidden.split([math.prod(group.shape) for group in groups]), strict=True):
+    for group, tokens in zip(groups, hidden.split(sizes), strict=True):
         pooled = {**group.features, "token_embeddings": tokens.view(*group.shape, -1)}
         for module in list(model)[1:]:
             pooled = module(pooled)
@@ -95,16 +96,27 @@ def _transformer(model: SentenceTransformer) -> Any:
     return transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
 
 
-def _group(features: Mapping[str, Tensor], rows: Tensor, *, longest: int, shortest: int) -> _Group:
-    cut = {
+def cut(features: Mapping[str, Tensor], rows: Tensor, longest: int) -> dict[str, Tensor]:
+    """The features of some texts of a batch, without the padding that none of them needs.
+
+    Args:
+        features: Of the batch, each of shape (texts, tokens); others are left out.
+        rows: Which texts.
+        longest: Tokens of the longest of them.
+    """
+    return {
         name: value[rows, :longest]
         for name, value in features.items()
         if isinstance(value, Tensor) and value.dim() == 2
     }
+
+
+def _group(features: Mapping[str, Tensor], rows: Tensor, *, longest: int, shortest: int) -> _Group:
+    some = cut(features, rows, longest)
     if shortest == longest:
-        return _Group(cut, None)
-    mask = cut["attention_mask"][:, None, None, :]
-    return _Group(cut, torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -math.inf))
+        return _Group(some, None)
+    mask = some["attention_mask"][:, None, None, :]
+    return _Group(some, torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, -math.inf))
 
 
 def _in_a_row(values: list[Tensor]) -> Tensor:
@@ -123,9 +135,8 @@ def _positions(transformer: Any, group: _Group) -> Tensor:
     return mask.cumsum(dim=1) * mask + int(transformer.embeddings.padding_idx)
 
 
-def _attend(attention: Any, hidden: Tensor, groups: list[_Group]) -> Tensor:
-    """Self-attention within each text: (tokens, hidden) to (tokens, hidden)."""
-    sizes = [math.prod(group.shape) for group in groups]
+def _attend(attention: Any, hidden: Tensor, groups: list[_Group], sizes: list[int]) -> Tensor:
+    """Self-attention within each text: (tokens, hidden) to (tokens, hidden); sizes are the groups' tokens."""
     projected = [
         project(hidden).split(sizes) for project in (attention.query, attention.key, attention.value)
     ]
