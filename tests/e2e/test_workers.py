@@ -31,26 +31,23 @@ def workers_of(server: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(server.pid).children()
 
 
-def kill(worker: psutil.Process, server: subprocess.Popen[str], target: str) -> None:
+def kill(worker: psutil.Process, connections: list[Stubs]) -> None:
     """Kill a worker, and see health tell of it, and then of the new one.
 
     All workers are asked: what the killed one would tell is lost, and who asked it alone could ask again only
     once all is well.
     """
     request = health_pb2.HealthCheckRequest(service="cognate.workers")
-    with connected_to_all(server, target) as connections:
-        watches = [
-            health_pb2_grpc.HealthStub(stubs.channel).Watch(request, timeout=60) for stubs in connections
-        ]
-        assert {next(watch).status for watch in watches} == {SERVING}
-        worker.kill()
-        told = 0
-        for watch in watches:
-            # Those of the killed worker end with it.
-            with contextlib.suppress(grpc.RpcError):
-                assert [next(watch).status, next(watch).status] == [NOT_SERVING, SERVING]
-                told += 1
-        assert told
+    watches = [health_pb2_grpc.HealthStub(stubs.channel).Watch(request, timeout=60) for stubs in connections]
+    assert {next(watch).status for watch in watches} == {SERVING}
+    worker.kill()
+    told = 0
+    for watch in watches:
+        # Those of the killed worker end with it.
+        with contextlib.suppress(grpc.RpcError):
+            assert [next(watch).status, next(watch).status] == [NOT_SERVING, SERVING]
+            told += 1
+    assert told
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +59,10 @@ def test_a_worker_killed_under_load_is_replaced_and_every_call_is_answered(bundl
     with serving("--bundle", bundle, "--workers", 2) as (server, target):
         before = workers_of(server)
         assert len(before) == 2
-        enough = threading.Event()
         failures: list[BaseException] = []
         answered = [0] * 4
 
-        def load(number: int) -> None:
+        def load(number: int, enough: threading.Event) -> None:
             while not enough.is_set():
                 # A connection of its own each time, to either worker.
                 try:
@@ -78,15 +74,18 @@ def test_a_worker_killed_under_load_is_replaced_and_every_call_is_answered(bundl
                     failures.append(error)
                     return
 
-        threads = [threading.Thread(target=load, args=[number]) for number in range(4)]
-        for thread in threads:
-            thread.start()
         # Both in turn, so that whichever has the load is hit.
         for worker in before:
-            kill(worker, server, target)
-        enough.set()
-        for thread in threads:
-            thread.join(120)
+            # Before the load, whose connections would be taken for these.
+            with connected_to_all(server, target) as connections:
+                enough = threading.Event()
+                threads = [threading.Thread(target=load, args=[number, enough]) for number in range(4)]
+                for thread in threads:
+                    thread.start()
+                kill(worker, connections)
+                enough.set()
+                for thread in threads:
+                    thread.join(120)
         assert not failures
         assert all(answered)
         after = workers_of(server)
@@ -203,14 +202,16 @@ def versions(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def connected_to_all(server: subprocess.Popen[str], target: str) -> Iterator[list[Stubs]]:
-    """Connections to every worker."""
+    """Connections to every worker, while nothing else connects."""
+
+    def callers(worker: psutil.Process) -> set[int]:
+        return {each.raddr.port for each in worker.net_connections("tcp") if each.raddr}
+
+    # Closed ones, which a worker may not have seen end yet.
+    others = set().union(*map(callers, workers_of(server)))
     with contextlib.ExitStack() as stack:
-        connections = []
-
-        def reached(worker: psutil.Process) -> bool:
-            return any(each.status == psutil.CONN_ESTABLISHED for each in worker.net_connections("tcp"))
-
-        while not connections or not all(map(reached, workers_of(server))):
+        connections: list[Stubs] = []
+        while not connections or not all(callers(worker) - others for worker in workers_of(server)):
             channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
             connections.append(Stubs(stack.enter_context(channel)))
             connections[-1].get_info(info_pb2.GetInfoRequest(), timeout=60, wait_for_ready=True)
@@ -288,7 +289,8 @@ def test_a_worker_that_is_started_again_has_what_the_others_switched_to(bundle: 
     with serving(*arguments, "--workers", 2) as (server, target):
         with connected_to_all(server, target) as connections:
             change(connections[0], versions / "v2")
-        kill(workers_of(server)[0], server, target)
+        with connected_to_all(server, target) as connections:
+            kill(workers_of(server)[0], connections)
         with connected_to_all(server, target) as connections:
             change(connections[0], versions / "v3", "another")
         with connected_to_all(server, target) as connections:
