@@ -647,6 +647,12 @@ class Index:
         assert self._records is not None  # noqa: S101
         return self._records.records(rows)
 
+    def hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
+        """The records of rows with their scores, in their order."""
+        self._check_open()
+        assert self._records is not None  # noqa: S101
+        return self._records.hits(rows, scores)
+
     def labels(self, rows: Iterable[int]) -> dict[int, str | None]:
         """The labels of records by row; None where one has none."""
         return dict(self._looked_up("SELECT row, label FROM records WHERE row", sorted(rows)))

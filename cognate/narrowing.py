@@ -1,5 +1,6 @@
 """What narrows a search: filters, records left out, one hit a label, and pages."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,16 +129,11 @@ def fetched_hits(
     index: Searchable, found: Sequence[tuple[NDArray[np.float32], NDArray[Any]]]
 ) -> list[list[Hit]]:
     """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
-    records = iter(index.records([row for _, rows in found for row in rows.tolist()]))
-    return [
-        [
-            Hit(record.id or "", score, record.text, record.label, record.attributes)
-            # The scores first: the iterator is everyone's, and is not to be asked for one too many.
-            for score, record in zip(scores.tolist(), records, strict=False)
-            if record is not None
-        ]
-        for scores, _ in found
-    ]
+    if not found:
+        return []
+    scores, rows = (np.concatenate(part) for part in zip(*found, strict=True))
+    hits = iter(index.hits(rows, scores))
+    return [[hit for hit in itertools.islice(hits, len(some)) if hit is not None] for some, _ in found]
 
 
 def _firsts(labels: Sequence[str | None]) -> list[bool]:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 import msgspec
 
@@ -61,6 +61,8 @@ class Record(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=False
 class Hit(msgspec.Struct, frozen=True, gc=False):
     """A record that a search found.
 
+    It has a default for the score so that it can be read from where records are kept, which have none.
+
     Attributes:
         id: The record's id.
         score: Its cosine similarity with the query, -1 to 1.
@@ -70,10 +72,15 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
     """
 
     id: str
-    score: float
+    score: float = 0.0
     text: str = ""
     label: str | None = None
     attributes: Attributes | None = None
+
+    @classmethod
+    def of(cls, record: Record, score: float) -> Self:
+        """A record with its score."""
+        return cls(record.id or "", score, record.text, record.label, record.attributes)
 
 
 @dataclass

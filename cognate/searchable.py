@@ -96,6 +96,9 @@ class Searchable(Protocol):
     def records(self, rows: Sequence[Any]) -> Sequence[Record | None]:
         """The records of rows, in their order; None for one that was deleted meanwhile."""
 
+    def hits(self, rows: NDArray[Any], scores: NDArray[np.float32]) -> Sequence[Hit | None]:
+        """The records of rows with their scores, in their order; None for one that was deleted meanwhile."""
+
     def labels(self, rows: Iterable[Any]) -> dict[Any, str | None]:
         """The labels of records by row; None where one has none."""
 

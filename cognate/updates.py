@@ -35,7 +35,7 @@ from cognate.filters import Filter, to_sql
 from cognate.index import Index, IndexManifest, IndexWriter, attributes_text, version_of
 from cognate.index_kinds import Kind, Layout, Storage
 from cognate.matching import Matching
-from cognate.records import MAX_ID_BYTES, Accuracy, Record
+from cognate.records import MAX_ID_BYTES, Accuracy, Hit, Record
 from cognate.update_log import Change, State, UpdateLog, read_log, read_state
 
 SUFFIX = ".updates"
@@ -406,6 +406,16 @@ class UpdatedIndex(Index):
         written, first = self._written, self.manifest.count
         in_base = iter(super().records([row for row in rows if row < first]))
         return [next(in_base) if row < first else written[row - first] for row in rows]
+
+    def hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
+        """The records of rows with their scores, in their order."""
+        written, first = self._written, self.manifest.count
+        of_base = rows < first
+        in_base = iter(super().hits(rows[of_base], scores[of_base]))
+        return [
+            next(in_base) if row < first else Hit.of(written[row - first], score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """SearchService: texts and vectors to hits."""
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cognate.bundle import BundleManifest
 from cognate.narrowing import MAX_EXCLUDED, Narrowing, narrowed_rows
 from cognate.processors import available_cores
-from cognate.records import Accuracy, Record
+from cognate.records import Accuracy, Hit
 from cognate.searchable import Searchable
 from cognate.v1 import embedding_pb2, search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
@@ -357,13 +357,7 @@ def _find(
     results = []
     size = 0
     for scores, rows in found:
-        records = index.records(rows.tolist())
-        hits = [
-            (record, score)
-            for record, score in zip(records, scores.tolist(), strict=True)
-            if record is not None
-        ]
-        result = _write_hits(hits, request)
+        result = _write_hits(index.hits(rows, scores), request)
         size += result.ByteSize()
         if size > MAX_ANSWER_BYTES:
             raise bad_field(
@@ -397,19 +391,20 @@ def _put_vectors(
     return own
 
 
-def _write_hits(
-    hits: Sequence[tuple[Record, float]], request: search_pb2.SearchRequest
-) -> search_pb2.QueryHits:
+def _write_hits(hits: Iterable[Hit | None], request: search_pb2.SearchRequest) -> search_pb2.QueryHits:
     result = search_pb2.QueryHits()
-    for record, score in hits:
-        hit = result.hits.add(
-            id=record.id,
-            score=score,
-            text="" if request.omit_text else record.text,
-            label=record.label or "",
+    for hit in hits:
+        # It was deleted meanwhile.
+        if hit is None:
+            continue
+        written = result.hits.add(
+            id=hit.id,
+            score=hit.score,
+            text="" if request.omit_text else hit.text,
+            label=hit.label or "",
         )
-        if record.attributes is not None and not request.omit_attributes:
-            hit.attributes.update(record.attributes)
+        if hit.attributes is not None and not request.omit_attributes:
+            written.attributes.update(hit.attributes)
             # Attributes that are there and empty are not none.
-            hit.attributes.SetInParent()
+            written.attributes.SetInParent()
     return result

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cognate.record_file import OFFSETS, RECORDS, RecordFile, RecordFileWriter, line
-from cognate.records import Record
+from cognate.records import Hit, Record
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -26,7 +27,7 @@ RECORD = st.builds(
 )
 
 
-def fields(record: Record) -> tuple[str, str | None, str | None, str | None]:
+def fields(record: Record | Hit) -> tuple[str, str | None, str | None, str | None]:
     # As JSON, so that 1, 1.0 and True are not the same.
     return record.text, record.label, record.id, json.dumps(record.attributes)
 
@@ -54,6 +55,10 @@ def test_records_come_back_by_row_as_they_were(
     file = RecordFile(folder, len(records))
     rows = data.draw(st.lists(st.integers(0, len(records) - 1))) if records else []
     assert [fields(record) for record in file.records(rows)] == [fields(records[row]) for row in rows]
+    scores = np.linspace(-1, 1, len(rows), dtype=np.float32)
+    hits = file.hits(np.array(rows, np.int64), scores)
+    assert [fields(hit) for hit in hits] == [fields(records[row]) for row in rows]
+    assert [hit.score for hit in hits] == scores.tolist()
     file.close()
 
 

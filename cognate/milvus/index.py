@@ -222,6 +222,12 @@ class MilvusIndex:
         }
         return [found.get(row) for row in rows]
 
+    def hits(self, rows: NDArray[Any], scores: NDArray[np.float32]) -> list[Hit | None]:
+        """The records of ids with their scores, in their order; None for one that was deleted meanwhile."""
+        records = self.records(rows.tolist())
+        pairs = zip(records, scores.tolist(), strict=True)
+        return [None if record is None else Hit.of(record, score) for record, score in pairs]
+
     def labels(self, rows: Iterable[str]) -> dict[str, str | None]:
         """The labels of records by id; None where one has none, or is no more."""
         rows = list(rows)
