@@ -15,6 +15,7 @@ from tests.e2e.conftest import run
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples/recipes").glob("*.toml"))
 BANKING77 = ROOT.parent / "shared/data/banking77"
+QUORA = ROOT.parent / "shared/data/quora"
 VERBS = ("open", "close", "reset", "learn", "buy", "sell")
 THINGS = ("door", "printer", "password", "lock")
 
@@ -75,3 +76,20 @@ def test_the_recipe_of_few_labels_reaches_what_it_is_said_to(tmp_path: Path) -> 
     metrics = json.loads(evaluated.stdout)["metrics"]
     assert metrics["precision_at_k"] >= 0.895
     assert metrics["reciprocal_rank"] >= 0.945
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_recipe_of_many_labels_reaches_what_it_is_said_to(tmp_path: Path) -> None:
+    """Some ten minutes on two cores."""
+    if not QUORA.is_dir():
+        pytest.skip("needs ../shared/data/quora")
+    files = ("--queries", QUORA / "queries.jsonl", "--index", QUORA / "index.jsonl")
+    recipe = ("--config", ROOT / "examples/recipes/quora.toml", "--out", tmp_path / "checkpoint")
+    trained = run("train", QUORA / "train.jsonl", *recipe)
+    assert trained.returncode == 0, trained.stderr
+    evaluated = run("evaluate", tmp_path / "checkpoint", *files, "--json")
+    metrics = json.loads(evaluated.stdout)["metrics"]
+    assert metrics["average_precision"] >= 0.9805
+    assert metrics["recall_at_k"] >= 0.9975
+    assert metrics["hit_at_k"] >= 0.999
