@@ -38,7 +38,7 @@ from cognate.index_kinds import (
 )
 from cognate.index_tuning import TradeoffPoint, choose, try_out
 from cognate.matching import Matching
-from cognate.narrowing import NOTHING, Narrowing, fetched_hits, narrowed_hits
+from cognate.narrowing import NOTHING, Narrowing, narrowed_hits
 from cognate.processors import available_cores
 from cognate.record_file import RecordFile, RecordFileWriter, line
 from cognate.records import Accuracy, Hit, Record
@@ -445,6 +445,8 @@ class Index:
             CognateError: top_k is less than 1, there is no such accuracy, the vectors have another
                 dimension or are not finite, or the filter is over a limit.
         """
+        if narrowing is None and min_score is None:
+            return self._fetched(*self.search_rows(vectors, top_k, accuracy=accuracy))
         return narrowed_hits(
             self, vectors, top_k, narrowing or NOTHING, accuracy=accuracy, min_score=min_score
         )
@@ -474,7 +476,7 @@ class Index:
         if (rows < 0).any():
             return self.search(vectors.numpy(), top_k, accuracy=accuracy)
         scores, rows = _in_order(scores, rows)
-        return fetched_hits(self, list(zip(np.clip(scores, -1.0, 1.0), rows, strict=True)))
+        return self._fetched(np.clip(scores, -1.0, 1.0), rows)
 
     def search_rows(
         self,
@@ -517,6 +519,12 @@ class Index:
         # Not np.clip, which takes as long as fetching a record.
         np.minimum(scores, _ONE, out=scores)
         return np.maximum(scores, -_ONE, out=scores), rows
+
+    def _fetched(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Hit]]:
+        """The hits of as many rows for each query."""
+        queries, k = rows.shape
+        hits = self.hits(rows.ravel(), scores.ravel())
+        return [hits[first * k : (first + 1) * k] for first in range(queries)]
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, accuracy: Accuracy

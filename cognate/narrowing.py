@@ -119,16 +119,8 @@ def narrowed_hits(
     accuracy: Accuracy,
     min_score: float | None,
 ) -> list[list[Hit]]:
-    """As ``narrowed_rows``, with the records."""
-    return fetched_hits(
-        index, narrowed_rows(index, vectors, top_k, narrowing, accuracy=accuracy, min_score=min_score)
-    )
-
-
-def fetched_hits(
-    index: Searchable, found: Sequence[tuple[NDArray[np.float32], NDArray[Any]]]
-) -> list[list[Hit]]:
-    """The records of rows that were found, with their scores; one that was deleted meanwhile is left out."""
+    """As ``narrowed_rows``, with the records; one that was deleted meanwhile is left out."""
+    found = narrowed_rows(index, vectors, top_k, narrowing, accuracy=accuracy, min_score=min_score)
     if not found:
         return []
     scores, rows = (np.concatenate(part) for part in zip(*found, strict=True))

@@ -79,8 +79,9 @@ class RecordFile:
             raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
         fits = len(offsets) == 8 * (count + 1)
         if fits:
-            self._starts = np.frombuffer(offsets, "<u8")
-            fits = int(self._starts[count]) == len(self._lines)
+            edges = np.frombuffer(offsets, "<u8")
+            self._starts, self._ends = edges[:-1], edges[1:]
+            fits = int(edges[-1]) == len(self._lines)
         if not fits:
             raise ArtifactError(f"{self._path} does not fit its manifest; build the index again")
         self._records_of = msgspec.json.Decoder(Record).decode_lines
@@ -108,7 +109,7 @@ class RecordFile:
 
     def _decoded(self, rows: NDArray[np.int64], decode: Callable[[bytes], list[Read]]) -> list[Read]:
         lines = self._lines
-        starts, ends = self._starts[rows].tolist(), self._starts[rows + 1].tolist()
+        starts, ends = self._starts[rows].tolist(), self._ends[rows].tolist()
         text = b"".join([lines[start:end] for start, end in zip(starts, ends, strict=True)])
         try:
             # All at once: line by line takes longer.
@@ -123,7 +124,7 @@ class RecordFile:
 
     def close(self) -> None:
         """Unmap them."""
-        self._starts = np.empty(0, "<u8")
+        self._starts = self._ends = np.empty(0, "<u8")
         if isinstance(self._lines, mmap.mmap):
             self._lines.close()
 
