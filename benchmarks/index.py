@@ -21,7 +21,7 @@ from typing import Any
 
 import faiss  # type: ignore[import-untyped]
 import numpy as np
-from encode import OWN_ENVIRONMENTS, ROOT, System, console, environment, processor
+from encode import OWN_ENVIRONMENTS, QUORA, ROOT, SAMPLE, System, console, environment, processor
 from index_data import Mixture, neighbours, read_texts
 from numpy.typing import NDArray
 from rich.table import Table
@@ -30,8 +30,6 @@ import cognate
 from cognate.exact import exact_top_k
 from cognate.processors import available_cores
 
-QUORA = ROOT.parent / "shared/data/quora/train.jsonl"
-SAMPLE = ROOT / "cognate/sample/train.jsonl"
 HERE = Path(__file__).parent
 HELD_BACK = 500
 """Real questions that the mixture is fitted with."""

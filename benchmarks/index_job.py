@@ -12,15 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from encode import QUORA, SAMPLE
+from index_data import read_texts
 
 import exporter
 import indexer
 from cognate.encoder import Encoder
-from cognate.records import read_records
-
-ROOT = Path(__file__).parents[1]
-QUORA = ROOT.parent / "shared/data/quora/train.jsonl"
-SAMPLE = ROOT / "cognate/sample/train.jsonl"
 
 
 def main() -> None:
@@ -32,8 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bundle", type=Path, help="default: MiniLM in fp32, exported for this run")
     options = parser.parse_args()
-    source = QUORA if QUORA.exists() else SAMPLE
-    texts = list(dict.fromkeys(record.text for record in read_records(source)))[: options.records]
+    texts = read_texts(QUORA if QUORA.exists() else SAMPLE, options.records)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         bundle = options.bundle or folder / "bundle"
