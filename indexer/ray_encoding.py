@@ -318,8 +318,8 @@ class RayEncoder:
             try:
                 ray.init(address=address or "local", **quiet, **local)
             except Exception as error:
-                # This very class, where the node that it started here took over 30 seconds to come up.
-                if type(error) is not Exception or address is not None:
+                # A process of the node that it started here took over 30 seconds to come up.
+                if "timed out" not in str(error).lower() or address is not None:
                     raise
                 self._note("Ray did not start in time; it is started once more")
                 ray.shutdown()
