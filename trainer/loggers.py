@@ -1,7 +1,8 @@
 """Where the loss and the metrics go besides the run's folder: the integrations of transformers, by name."""
 
+import contextlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cognate.errors import CognateError
 
@@ -23,19 +24,53 @@ def check_loggers(names: Iterable[str], *, in_run: bool) -> None:
             raise CognateError("the logger tensorboard writes in a run's folder; give --run, a name")
 
 
-def culprit(error: BaseException, names: Sequence[str]) -> str | None:
-    """The logger whose library raised an error; None where none did."""
-    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return next((name for name in names if name in modules), None)
+@contextlib.contextmanager
+def logged(names: Sequence[str]) -> Iterator[None]:
+    """End what loggers begin during training, so that it is written and the next run does not go on with it.
+
+    What was begun before, by whoever calls, stays theirs.
+
+    Args:
+        names: Of loggers.
+
+    Raises:
+        CognateError: A logger's library failed; it is named.
+    """
+    begun = [name for name in names if not _is_active(name)]
+    try:
+        yield
+    except BaseException as error:
+        _end(begun, failed=True)
+        if name := _culprit(error, names):
+            raise CognateError(f"the logger {name} failed, and training ended: {error}") from error
+        raise
+    _end(begun, failed=False)
 
 
-def end_failed(names: Sequence[str]) -> None:
-    """End what loggers have begun, where training ended early: else the next run would go on with it."""
+def _is_active(name: str) -> bool:
+    if name == "mlflow":
+        import mlflow
+
+        return mlflow.active_run() is not None
+    if name == "wandb":
+        import wandb
+
+        return wandb.run is not None
+    return False
+
+
+def _end(names: Sequence[str], *, failed: bool) -> None:
     if "mlflow" in names:
         import mlflow
 
-        mlflow.end_run("FAILED")
+        mlflow.end_run("FAILED" if failed else "FINISHED")
     if "wandb" in names:
         import wandb
 
-        wandb.finish(exit_code=1)
+        wandb.finish(exit_code=int(failed))
+
+
+def _culprit(error: BaseException, names: Sequence[str]) -> str | None:
+    """The logger whose library raised an error; None where none did."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return next((name for name in names if name in modules), None)

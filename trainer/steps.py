@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from trainer.dropout import quick_dropout
 from trainer.embedding_gradients import gathered_gradients
 from trainer.encoder import TorchEncoder
 from trainer.hard_negatives import confusable_labels, no_neighbours
-from trainer.loggers import culprit, end_failed
+from trainer.loggers import logged
 from trainer.losses import MetricLoss, NotFiniteError, TupleLoss, make_loss, make_miner, make_tuple_loss
 from trainer.memory import keeping_freed_memory, out_of_memory
 from trainer.monitoring import Monitor
@@ -176,7 +176,7 @@ def train(model: SentenceTransformer, data: TrainingData, settings: TrainingOpti
         try:
             alone_on_cpu = model.device.type == "cpu" and sampler.share[1] == 1 and not settings.compile
             gradients = gathered_gradients(model) if alone_on_cpu else contextlib.nullcontext()
-            with keeping_freed_memory(), quick_dropout(), gradients, _logged(settings.loggers):
+            with keeping_freed_memory(), quick_dropout(), gradients, logged(settings.loggers):
                 trainer.run(session.resumed[0] if session.resumed else None)
         except NotFiniteError as error:
             texts = [text for row in sampler.batch(watcher.batches) for text in data.rows[row]]
@@ -260,18 +260,6 @@ def _limit_length(model: SentenceTransformer, settings: TrainingOptions) -> int 
     if settings.max_length is not None:
         model.max_seq_length = min(settings.max_length, before or settings.max_length)
     return before
-
-
-@contextlib.contextmanager
-def _logged(names: Sequence[str]) -> Iterator[None]:
-    """End what loggers have begun, where training ends early, and say which one failed."""
-    try:
-        yield
-    except BaseException as error:
-        end_failed(names)
-        if name := culprit(error, names):
-            raise CognateError(f"the logger {name} failed, and training ended: {error}") from error
-        raise
 
 
 def _of_labels(

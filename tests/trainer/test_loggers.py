@@ -55,13 +55,19 @@ def test_mlflow_gets_the_options_and_the_metrics_and_a_failed_run_is_ended_there
     with pytest.raises(CognateError, match="not finite"):
         fit(data, tiny_model, run="b", loggers=["mlflow"], scheduler="constant", **options)
     assert mlflow.active_run() is None
+    with mlflow.start_run() as own:
+        with pytest.raises(CognateError, match="not finite"):
+            fit(data, tiny_model, run="c", loggers=["mlflow"], scheduler="constant", **options)
+        active = mlflow.active_run()
+        assert active is not None
+        assert active.info.run_id == own.info.run_id
     assert {told.info.status for told in client.search_runs(["0"])} == {"FINISHED", "FAILED"}
 
 
 def test_wandb_gets_the_options_and_the_metrics(
     data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="wandb is heavy: pip install wandb to test it")
+    wandb = pytest.importorskip("wandb", reason="wandb is heavy: pip install wandb to test it")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     fit(data, tiny_model, loggers=["wandb"])
@@ -69,6 +75,14 @@ def test_wandb_gets_the_options_and_the_metrics(
     content = kept.read_bytes()
     assert b"eval/average_precision" in content
     assert b"TripletMarginMiner" in content
+    # Another fit has a run of its own, unless its caller has begun one, which stays open.
+    fit(data, tiny_model, run="b", loggers=["wandb"])
+    assert len([*tmp_path.glob("wandb/offline-run-*")]) == 2
+    own = wandb.init()
+    fit(data, tiny_model, run="c", loggers=["wandb"])
+    assert wandb.run is own
+    own.finish()
+    assert len([*tmp_path.glob("wandb/offline-run-*")]) == 3
 
 
 def test_a_logger_that_cannot_write_is_refused_before_anything_is_done(data: Path, tiny_model: Path) -> None:
