@@ -9,12 +9,10 @@ FROM python:3.12-slim-bookworm AS cpu
 RUN useradd --create-home --uid 10001 cognate
 ENV PATH=/opt/cognate/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-FROM nvidia/cuda:12.9.1-cudnn-runtime-ubuntu24.04 AS gpu
-RUN apt-get update \
-    && apt-get install --no-install-recommends -y python3=3.12.* python3-venv=3.12.* \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 cognate
-ENV PATH=/opt/cognate/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# CUDA and cuDNN come with onnxruntime-gpu's and faiss-gpu's packages, of the versions that each wants; the driver
+# comes from the host, by the NVIDIA container toolkit.
+FROM cpu AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # Each build stage makes the virtual environment on the base that it will run on.
 FROM cpu AS build-serve

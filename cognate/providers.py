@@ -1,5 +1,7 @@
 """Where the model runs: onnxruntime's execution providers, by the device that a user names."""
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -18,6 +20,8 @@ from cognate.devices import Device, check_device
 from cognate.errors import ArtifactError, CognateError
 
 OUTPUT = "sentence_embedding"
+
+ONNXRUNTIME_LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
 
 # Nothing that runs here is anybody else's business.
 onnxruntime.disable_telemetry_events()
@@ -43,6 +47,8 @@ class Provider:
         plugin: The module that brings it to any onnxruntime; None where it is built in or not there.
         options: onnxruntime's, for this provider.
         before: Providers that take the operators it cannot run, but for the CPU, which always does.
+        library: The file that brings it, in onnxruntime's folder, and wants libraries of others; None where
+            it is a part of onnxruntime.
         one_run_at_a_time: Whether a session may not run in two threads at once.
     """
 
@@ -58,6 +64,7 @@ class Provider:
     plugin: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     before: tuple[str, ...] = ()
+    library: str | None = None
     one_run_at_a_time: bool = False
 
 
@@ -80,17 +87,19 @@ PROVIDERS = {
             length_multiple=16,
             memory="cuda",
             options=_CUDA,
+            library="libonnxruntime_providers_cuda.so",
         ),
         Provider(
             "tensorrt",
             "TensorrtExecutionProvider",
-            "cognate[serve-gpu] and tensorrt",
+            "cognate[serve-gpu] and tensorrt-cu13<11",
             max_batch_tokens=65536,
             max_batch_texts=1024,
             run_tokens=4096,
             length_multiple=16,
             memory="cuda",
             before=("CUDAExecutionProvider",),
+            library="libonnxruntime_providers_tensorrt.so",
         ),
         Provider(
             "openvino",
@@ -198,7 +207,13 @@ def open_session(
 
 
 class _NotStartedError(CognateError):
-    """The provider is in this onnxruntime, but has no device or driver to run on."""
+    """The provider is in this onnxruntime, but has no device, driver or library to run on."""
+
+    def __init__(self, provider: Provider, why: str = "") -> None:
+        super().__init__(
+            f"device {provider.device} was asked for, but onnxruntime could not start it"
+            f"{f' ({why})' if why else ''}; check its driver and libraries, or use --device cpu"
+        )
 
 
 def _open(bundle: Bundle, provider: Provider, threads: int, bulk: bool) -> onnxruntime.InferenceSession:
@@ -210,6 +225,8 @@ def _open(bundle: Bundle, provider: Provider, threads: int, bulk: bool) -> onnxr
     # cores from the tokenizer, the event loop and runs beside them.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     options.log_severity_level = 3
+    if provider.library:
+        _check_library(provider)
     providers = None
     disabled = SLOWER_ON_CPU if provider.device == "cpu" else None
     if provider.plugin:
@@ -220,25 +237,52 @@ def _open(bundle: Bundle, provider: Provider, threads: int, bulk: bool) -> onnxr
         providers = [(name, _options(name, provider, bundle)) for name in names]
     try:
         session = onnxruntime.InferenceSession(
-            str(bundle.graph), options, providers=providers, disabled_optimizers=disabled
+            str(bundle.graph),
+            options,
+            providers=providers,
+            disabled_optimizers=disabled,
+            # It would go on with another provider, and say so on standard output.
+            enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
+        if failed := re.search(r"CUDA failure \d+: (.*?) ;", str(error)):
+            raise _NotStartedError(provider, failed[1]) from None
         remedy = "export it again" if provider.device == "cpu" else "see whether --device cpu runs it"
         raise ArtifactError(
             f"{bundle.graph} cannot be run by onnxruntime: {why_not_run(error)}; {remedy}"
         ) from None
     if session.get_providers()[0] != provider.name:
-        raise _NotStartedError(_not_started(provider))
+        raise _NotStartedError(provider)
     if OUTPUT not in {value.name for value in session.get_outputs()}:
         raise ArtifactError(f"{bundle.graph} has no output named {OUTPUT}; export it again")
     return session
 
 
-def _not_started(provider: Provider) -> str:
-    return (
-        f"device {provider.device} was asked for, but onnxruntime could not start it; check its driver "
-        "and libraries, or use --device cpu"
-    )
+def _check_library(provider: Provider) -> None:
+    """Load what a provider needs of CUDA, and refuse one that misses some of it.
+
+    pip's packages of CUDA, cuDNN and TensorRT lie where the system's loader does not look, and only say so
+    to who loads them by name. onnxruntime itself tells nothing of a library that is missing, but in its log.
+    """
+    _load_cuda()
+    if provider.device == "tensorrt":
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
+    library = ONNXRUNTIME_LIBRARIES / (provider.library or "")
+    if library.is_file():
+        try:
+            # Of which the other has the names of onnxruntime's own functions.
+            ctypes.CDLL(str(library.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            raise _NotStartedError(provider, str(error)) from None
+
+
+@functools.cache
+def _load_cuda() -> None:
+    # It prints what it does not find, which is told better by what then does not load.
+    with contextlib.redirect_stdout(None):
+        onnxruntime.preload_dlls()
 
 
 def _plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
@@ -246,14 +290,14 @@ def _plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
     try:
         _load_plugin(provider.plugin or "")
     except Exception as error:  # what the library's loader says, as onnxruntime's exceptions
-        raise _NotStartedError(f"{_not_started(provider)}: {why_not_run(error)}") from None
+        raise _NotStartedError(provider, why_not_run(error)) from None
     devices = [
         device
         for device in onnxruntime.get_ep_devices()
         if device.ep_name == provider.name and device.device.type == onnxruntime.OrtHardwareDeviceType.CPU
     ]
     if not devices:
-        raise _NotStartedError(_not_started(provider))
+        raise _NotStartedError(provider)
     return devices[:1]
 
 

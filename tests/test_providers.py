@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -60,6 +61,25 @@ def test_auto_goes_on_to_the_cpu_where_cuda_is_built_in_but_does_not_start(
     assert "onnxruntime could not start it" in caplog.text
     with pytest.raises(CognateError, match="device cuda was asked for, but onnxruntime could not start it"):
         Encoder(tiny_bundle, device="cuda")
+
+
+def test_a_library_of_cuda_that_does_not_load_is_named_and_auto_goes_on_to_the_cpu(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As where cuBLAS or the driver is missing: the system's loader refuses the file.
+    shared = "libonnxruntime_providers_shared.so"
+    if not (providers.ONNXRUNTIME_LIBRARIES / shared).is_file():
+        pytest.skip("this onnxruntime has no such libraries")
+    (tmp_path / shared).symlink_to(providers.ONNXRUNTIME_LIBRARIES / shared)
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"no library")
+    monkeypatch.setattr(providers, "ONNXRUNTIME_LIBRARIES", tmp_path)
+    monkeypatch.setattr(providers, "available_devices", lambda: ["cpu", "cuda"])
+    why = r"device cuda was asked for, .* could not start it \(.*libonnxruntime_providers_cuda.so: .+\); check"
+    with pytest.raises(CognateError, match=why):
+        Encoder(tiny_bundle, device="cuda")
+    with caplog.at_level(logging.WARNING):
+        assert Encoder(tiny_bundle).device == "cpu"
+    assert re.search(why + ".* --device auto goes on with cpu", caplog.text)
 
 
 def test_vectors_may_stay_where_they_were_calculated(tiny_bundle: Path) -> None:
