@@ -1,10 +1,8 @@
 """Texts to embeddings, with onnxruntime and tokenizers: the one path of indexer, serving, evaluation."""
 
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +17,8 @@ from cognate.bundle import Bundle, InputType
 from cognate.devices import Device
 from cognate.errors import CognateError
 from cognate.processors import available_cores
-from cognate.providers import OUTPUT, open_session
+from cognate.providers import OUTPUT
+from cognate.sessions import Sessions
 from cognate.tokenization import TextTokenizer, TokenizedText
 from cognate.vector_formats import VectorFormat
 
@@ -71,9 +70,9 @@ class Encoder:
             threads: Cores to use on the CPU. None: those that this process may use, by its affinity and its
                 cgroup's quota.
             max_batch_tokens: Tokens of a batch, padding included. None: what suits the device.
-            bulk: For jobs that encode many texts on the CPU: each run of the model has one thread, which
-                never waits for another, and as many runs at once as there are threads. Otherwise all
-                threads share a run, so that one text is done sooner.
+            bulk: For jobs that only encode many texts on the CPU: each run of the model has one thread, and
+                there are as many runs at once as threads. Otherwise a run that is alone has all threads, so
+                that one text is done sooner, and memory for that.
 
         Raises:
             ArtifactError: The bundle is missing, damaged, or its graph cannot be run.
@@ -83,7 +82,8 @@ class Encoder:
         manifest = self.bundle.manifest
         threads = threads or available_cores()
         self._tokenizer = TextTokenizer(self.bundle)
-        self._provider, self._session = open_session(self.bundle, device, threads, bulk=bulk)
+        self._sessions = Sessions(self.bundle, device, threads, bulk=bulk)
+        self._provider = self._sessions.provider
         self.device = self._provider.device
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
@@ -92,10 +92,8 @@ class Encoder:
         self.max_batch_texts = self._provider.max_batch_texts
         self.run_tokens = self._provider.run_tokens
         self.runs_at_once = threads if self._provider.own_cores else 1
-        self._turn = threading.Lock() if self._provider.one_run_at_a_time else nullcontext()
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id
-        self._inputs = {value.name for value in self._session.get_inputs()}
 
     def tokenize(self, texts: Sequence[str], input_type: InputType = "passage") -> list[TokenizedText]:
         """Turn texts into token ids, with the prompt before each.
@@ -121,8 +119,9 @@ class Encoder:
         Returns:
             float32, shape (texts, dimension), unit length.
         """
-        with self._turn:
-            (embeddings,) = self._session.run([OUTPUT], self._feeds(batch))
+        feeds = self._feeds(batch)
+        with self._sessions.session() as session:
+            (embeddings,) = session.run([OUTPUT], feeds)
         result: NDArray[np.float32] = embeddings
         return result
 
@@ -136,16 +135,18 @@ class Encoder:
             float32, shape (texts, dimension), unit length; ``data_ptr()`` is its address, on the GPU for
             cuda and tensorrt, for a search there.
         """
-        binding = self._session.io_binding()
-        for name, values in self._feeds(batch).items():
-            binding.bind_cpu_input(name, values)
-        binding.bind_output(OUTPUT, self._provider.memory)
-        with self._turn:
-            self._session.run_with_iobinding(binding)
+        feeds = self._feeds(batch)
+        with self._sessions.session() as session:
+            binding = session.io_binding()
+            for name, values in feeds.items():
+                binding.bind_cpu_input(name, values)
+            binding.bind_output(OUTPUT, self._provider.memory)
+            session.run_with_iobinding(binding)
         return binding.get_outputs()[0]
 
     def warm_up(self) -> None:
-        """Run a short text and the largest batch, so that the first call is as quick as those after it."""
+        """Open and run all there is, so that the first call is as quick as those after it."""
+        self._sessions.open_all()
         longest = [self._pad_id] * self.max_length
         texts = min(self.max_batch_texts, max(1, self.max_batch_tokens // self.max_length))
         self.forward([longest] * texts)
@@ -333,7 +334,7 @@ class Encoder:
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in self._sessions.inputs:
             feeds["token_type_ids"] = np.zeros(shape, np.int64)
         return feeds
 

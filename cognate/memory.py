@@ -1,6 +1,8 @@
-"""How much memory this process may use."""
+"""How much memory this process may use, and giving back what it does not."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +25,12 @@ def control_group_memory(cgroup: Path = CGROUP) -> Iterator[tuple[int, int]]:
             yield int((cgroup / limit).read_text()), int((cgroup / used).read_text())
         except (OSError, ValueError):  # "max" is no number: there is no limit.
             continue
+
+
+def give_back_free_memory() -> None:
+    """Let the system have what was freed, of which glibc keeps pieces however large they are together."""
+    if sys.platform == "linux":
+        # musl has no such function, and keeps nothing.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     max_calls: int = pydantic.Field(default=1024, ge=1, le=1024 * 1024)
     max_streams: int = pydantic.Field(default=64, ge=1, le=1024 * 1024)
     max_inflight_bytes: int = pydantic.Field(default=256 * 1024 * 1024, ge=1024, le=2**40)
-    cache_bytes: int = pydantic.Field(default=32 * 1024 * 1024, ge=0, le=2**40)
+    cache_bytes: int = pydantic.Field(default=16 * 1024 * 1024, ge=0, le=2**40)
     grace_seconds: float = pydantic.Field(default=20.0, ge=0, le=3600)
     metrics_port: int | None = pydantic.Field(default=None, ge=0, le=65535)
     metrics_host: str = pydantic.Field(default="127.0.0.1", min_length=1)

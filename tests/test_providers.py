@@ -74,7 +74,9 @@ def test_a_library_of_cuda_that_does_not_load_is_named_and_auto_goes_on_to_the_c
     (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"no library")
     monkeypatch.setattr(providers, "ONNXRUNTIME_LIBRARIES", tmp_path)
     monkeypatch.setattr(providers, "available_devices", lambda: ["cpu", "cuda"])
-    why = r"device cuda was asked for, .* could not start it \(.*libonnxruntime_providers_cuda.so: .+\); check"
+    why = (
+        r"device cuda was asked for, .* could not start it \(.*libonnxruntime_providers_cuda.so: .+\); check"
+    )
     with pytest.raises(CognateError, match=why):
         Encoder(tiny_bundle, device="cuda")
     with caplog.at_level(logging.WARNING):

@@ -85,7 +85,7 @@ def serve(
         typer.Option(help="Bytes of requests and answers before calls are refused. [default: 268435456]"),
     ] = None,
     cache_bytes: Annotated[
-        int | None, typer.Option(help="Of query vectors to keep; 0 for none. [default: 33554432]")
+        int | None, typer.Option(help="Of query vectors to keep; 0 for none. [default: 16777216]")
     ] = None,
     grace_seconds: Annotated[
         float | None, typer.Option(help="Time for calls under way when told to stop. [default: 20]")
