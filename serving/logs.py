@@ -139,6 +139,7 @@ class Writer(logging.Handler):
         self._descriptor = descriptor
         self._lines: queue.Queue[logging.LogRecord | threading.Event | None] = queue.Queue(MAX_WAITING_LINES)
         self._lost = 0
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -153,6 +154,8 @@ class Writer(logging.Handler):
 
     def flush(self) -> None:
         """Wait until what was logged so far is written or lost, for a second at most."""
+        if self._closed:  # At its end, the process asks again.
+            return
         written = threading.Event()
         # Where the queue is full, the descriptor has stalled.
         with contextlib.suppress(queue.Full):
@@ -162,6 +165,7 @@ class Writer(logging.Handler):
     def close(self) -> None:
         """Flush, and end the thread; one that has stalled ends with the process."""
         self.flush()
+        self._closed = True
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
         super().close()

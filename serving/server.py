@@ -360,7 +360,10 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
 
     # Before all else, for without a handler the signal ends the process.
     loop.add_signal_handler(signal.SIGHUP, reload)
-    async with server:
+    interrupted = signal.getsignal(signal.SIGINT)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, interrupted)
+        await stack.enter_async_context(server)
         # Only now: until calls are taken, there is nothing to finish.
         for number in signals:
             loop.add_signal_handler(number, told_to_stop.set)
@@ -384,6 +387,9 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
         await _end(broken)
         for number in signals:
             loop.remove_signal_handler(number)
+            # The second ends the process. Python's KeyboardInterrupt might come up in a callback of gRPC,
+            # which says so and goes on, and what waits for that call would never end.
+            signal.signal(number, signal.SIG_DFL)
 
 
 async def _load_model(settings: Settings) -> Encoder:

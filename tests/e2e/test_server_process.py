@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from cognate import Client
-from cognate.v1 import search_pb2, search_pb2_grpc
+from cognate.v1 import embedding_pb2, embedding_pb2_grpc, search_pb2, search_pb2_grpc
 from tests.conftest import SAMPLE
 from tests.e2e.conftest import COGNATE, run, serving
 
@@ -88,6 +89,27 @@ def test_a_signal_stops_the_server_with_exit_code_0(
     with serving("--bundle", minilm_bundle, "--index", sample_index) as (server, _):
         server.send_signal(stop)
         assert server.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_server_at_once_that_waits_for_a_call(
+    stop: signal.Signals, minilm_bundle: Path
+) -> None:
+    # Half a minute of work.
+    long = embedding_pb2.EncodeRequest(texts=[f"{n} {'language ' * 300}" for n in range(1000)])
+    with (
+        serving("--bundle", minilm_bundle, "--max-texts", 1000) as (server, target),
+        grpc.insecure_channel(target) as channel,
+    ):
+        call = embedding_pb2_grpc.EmbeddingServiceStub(channel).Encode.future(long)
+        time.sleep(0.5)
+        assert not call.done()
+        server.send_signal(stop)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(timeout=1)
+        server.send_signal(stop)
+        assert server.wait(timeout=5) == -stop
+        assert call.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_hangup_while_it_loads_does_not_end_it(minilm_bundle: Path, sample_index: Path) -> None:

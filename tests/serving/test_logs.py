@@ -245,3 +245,16 @@ def test_a_log_whose_reader_stalls_holds_up_no_call_and_no_end(process: Callable
         for _ in range(60):
             server.stubs.encode(embedding_pb2.EncodeRequest(texts=texts), timeout=60)
         assert server.stop() == 0
+
+
+def test_a_log_that_is_closed_is_waited_for_no_more() -> None:
+    reading, writing = os.pipe()
+    writer = Writer(writing, TextFormatter())
+    writer.close()
+    writer._thread.join(10)
+    # As ``logging`` does at the end of every process, to all handlers that there were.
+    writer.flush()
+    writer.close()
+    assert writer._lines.empty()
+    os.close(reading)
+    os.close(writing)
