@@ -154,7 +154,7 @@ class Writer(logging.Handler):
 
     def flush(self) -> None:
         """Wait until what was logged so far is written or lost, for a second at most."""
-        if self._closed:  # At its end, the process asks again.
+        if self._closed:
             return
         written = threading.Event()
         # Where the queue is full, the descriptor has stalled.
@@ -164,6 +164,9 @@ class Writer(logging.Handler):
 
     def close(self) -> None:
         """Flush, and end the thread; one that has stalled ends with the process."""
+        # At its end the process flushes and closes all handlers that there were, once more.
+        if self._closed:
+            return
         self.flush()
         self._closed = True
         with contextlib.suppress(queue.Full):
