@@ -139,7 +139,7 @@ class Writer(logging.Handler):
         self._descriptor = descriptor
         self._lines: queue.Queue[logging.LogRecord | threading.Event | None] = queue.Queue(MAX_WAITING_LINES)
         self._lost = 0
-        self._closed = False
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -154,7 +154,7 @@ class Writer(logging.Handler):
 
     def flush(self) -> None:
         """Wait until what was logged so far is written or lost, for a second at most."""
-        if self._closed:
+        if self._ended:
             return
         written = threading.Event()
         # Where the queue is full, the descriptor has stalled.
@@ -163,15 +163,16 @@ class Writer(logging.Handler):
             written.wait(LAST_LINES_SECONDS)
 
     def close(self) -> None:
-        """Flush, and end the thread; one that has stalled ends with the process."""
-        # At its end the process flushes and closes all handlers that there were, once more.
-        if self._closed:
-            return
+        """Flush, no more: a library that sets up logging closes all handlers there are, as pymilvus does."""
         self.flush()
-        self._closed = True
+
+    def end(self) -> None:
+        """Flush, and end the thread; one that has stalled ends with the process."""
+        self.flush()
+        # At its end the process flushes and closes all handlers that there were, once more.
+        self._ended = True
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
-        super().close()
 
     def _run(self) -> None:
         while (taken := self._lines.get()) is not None:
@@ -232,4 +233,4 @@ def logging_to_standard_error(form: LogFormat, level: LogLevel) -> Iterator[None
         grpc_log.removeFilter(_is_no_lost_client)
         for each, its_level in zip(ours, before[2], strict=True):
             each.setLevel(its_level)
-        writer.close()
+        writer.end()

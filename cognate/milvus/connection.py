@@ -1,6 +1,7 @@
 """A connection to Milvus: every call has a deadline, and what fails is one sentence."""
 
 import logging
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 # It logs every failure with its traceback, whoever handles it.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+
+OLDEST = (2, 5)
+"""The first version of Milvus whose fields may be null."""
 
 
 class _GoneError(Exception):
@@ -76,9 +80,20 @@ class MilvusConnection:
                     channel=grpc.intercept_channel(self._channel, _Deadline(options.timeout)),
                     dedicated=True,
                 )
+                self._check_version()
             except BaseException:
                 self._channel.close()
                 raise
+
+    def _check_version(self) -> None:
+        """Refuse a server that has no fields without a value, which are in every index."""
+        said = self.client.get_server_version(timeout=self.options.timeout)
+        version = re.search(r"(\d+)\.(\d+)", said)
+        if version and (int(version[1]), int(version[2])) < OLDEST:
+            raise CognateError(
+                f"Milvus at {self.location.server} is version {said}; cognate needs "
+                f"{'.'.join(map(str, OLDEST))} or newer, so update it"
+            )
 
     def close(self) -> None:
         """Close it."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import logging.config
 import os
 import re
 import signal
@@ -84,7 +85,7 @@ def test_a_log_that_works_again_says_how_much_was_lost() -> None:
         while read < filler:
             read += len(os.read(reads, filler - read))
         writer.handle(record("written"))
-        writer.close()
+        writer.end()
         lines = os.read(reads, 65536).decode().splitlines()
     assert lines[0] == "written"
     assert lines[1].endswith("WARNING serving.logs: 3 lines of the log could not be written")
@@ -247,10 +248,10 @@ def test_a_log_whose_reader_stalls_holds_up_no_call_and_no_end(process: Callable
         assert server.stop() == 0
 
 
-def test_a_log_that_is_closed_is_waited_for_no_more() -> None:
+def test_a_log_that_has_ended_is_waited_for_no_more() -> None:
     reading, writing = os.pipe()
     writer = Writer(writing, TextFormatter())
-    writer.close()
+    writer.end()
     writer._thread.join(10)
     # As ``logging`` does at the end of every process, to all handlers that there were.
     writer.flush()
@@ -258,3 +259,11 @@ def test_a_log_that_is_closed_is_waited_for_no_more() -> None:
     assert writer._lines.empty()
     os.close(reading)
     os.close(writing)
+
+
+def test_a_library_that_sets_up_logging_does_not_end_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to_standard_error("text", "info"):
+        # As pymilvus does where it is imported.
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+        logging.getLogger("serving").warning("still there")
+    assert "still there" in capfd.readouterr().err
