@@ -4,13 +4,12 @@
 //
 //	go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.5
 //	go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
-//	protoc -I ../../proto --go_out=. --go-grpc_out=. \
-//	  --go_opt=module=example.org/cognate-search --go-grpc_opt=module=example.org/cognate-search \
-//	  --go_opt=Mcognate/v1/embedding.proto=example.org/cognate-search/cognatev1 \
-//	  --go_opt=Mcognate/v1/search.proto=example.org/cognate-search/cognatev1 \
-//	  --go-grpc_opt=Mcognate/v1/embedding.proto=example.org/cognate-search/cognatev1 \
-//	  --go-grpc_opt=Mcognate/v1/search.proto=example.org/cognate-search/cognatev1 \
-//	  cognate/v1/embedding.proto cognate/v1/search.proto
+//	here=example.org/cognate-search
+//	options="--go_opt=module=$here --go-grpc_opt=module=$here"
+//	for proto in cognate/v1/embedding.proto cognate/v1/filter.proto cognate/v1/search.proto; do
+//	  options="$options --go_opt=M$proto=$here/cognatev1 --go-grpc_opt=M$proto=$here/cognatev1 $proto"
+//	done
+//	protoc -I ../../proto --go_out=. --go-grpc_out=. $options
 //	go mod tidy
 package main
 

@@ -81,6 +81,15 @@ def test_the_grpcurl_example_prints_hits(target: str) -> None:
     assert f'"text": "{QUERY}"' in done.stdout
 
 
+def test_the_go_example_generates_all_that_its_files_import() -> None:
+    program = (ROOT / "examples/go/main.go").read_text()
+    named = set(re.findall(r"cognate/v1/\w+\.proto", program))
+    imports = re.compile(r'^import "(cognate/v1/\w+\.proto)";$', re.MULTILINE)
+    needed = {name for file in named for name in imports.findall((ROOT / "proto" / file).read_text())}
+    assert needed
+    assert needed <= named
+
+
 def test_the_go_example_prints_hits(target: str, tmp_path: Path) -> None:
     need("go")
     folder = tmp_path / "examples/go"
