@@ -88,7 +88,8 @@ class Encoder:
         self.dimension = manifest.dimension
         self.fingerprint = manifest.fingerprint
         self.max_length = manifest.max_length
-        self.max_batch_tokens = max_batch_tokens or self._provider.max_batch_tokens
+        suitable = (bulk and self._provider.bulk_batch_tokens) or self._provider.max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or suitable
         self.max_batch_texts = self._provider.max_batch_texts
         self.run_tokens = self._provider.run_tokens
         self.runs_at_once = threads if self._provider.own_cores else 1

@@ -39,6 +39,7 @@ class Provider:
         name: onnxruntime's.
         package: What to install where onnxruntime has not got it.
         max_batch_tokens: Tokens of a batch, padding included.
+        bulk_batch_tokens: The same in a job that only encodes many texts; None where it is the same number.
         max_batch_texts: Texts of a batch.
         run_tokens: What a run of the model costs beside its tokens, counted in tokens.
         length_multiple: Batches are padded to a multiple of so many tokens, so that there are few shapes
@@ -58,6 +59,7 @@ class Provider:
     name: str
     package: str
     max_batch_tokens: int = 512
+    bulk_batch_tokens: int | None = None
     max_batch_texts: int = 64
     run_tokens: int = 4
     length_multiple: int = 1
@@ -78,12 +80,14 @@ _CUDA = {"use_tf32": "0"}
 PROVIDERS: dict[Device, Provider] = {
     provider.device: provider
     for provider in (
-        # What a core calculates then stays in its cache of a megabyte or two, and less is padding.
+        # What waits is divided among the cores, and less is padding. Where there is always more of like length,
+        # larger batches gain some hundredths (benchmarks/README.md).
         Provider(
             "cpu",
             "CPUExecutionProvider",
             "cognate[serve]",
             max_batch_tokens=192,
+            bulk_batch_tokens=512,
             own_cores=True,
             shares_threads=True,
         ),
