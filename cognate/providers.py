@@ -80,8 +80,8 @@ _CUDA = {"use_tf32": "0"}
 PROVIDERS: dict[Device, Provider] = {
     provider.device: provider
     for provider in (
-        # What waits is divided among the cores, and less is padding. Where there is always more of like length,
-        # larger batches gain some hundredths (benchmarks/README.md).
+        # What waits is divided among the cores, and less is padding. Where there is always more of like
+        # length, larger batches gain some hundredths (benchmarks/README.md).
         Provider(
             "cpu",
             "CPUExecutionProvider",
