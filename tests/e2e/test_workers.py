@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -369,11 +370,19 @@ def test_an_index_that_was_built_again_in_its_place_is_loaded_by_all_or_none(
             eventually(lambda: {served_by(stubs) for stubs in connections} == {"v3"})
 
 
+def port_that_no_other_is_given() -> int:
+    """A free port, of those that the system gives to nobody who asks for any, as the server then does."""
+    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    while True:
+        port = random.randrange(10_000, int(lowest))
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def test_administration_has_a_port_of_its_own_with_several_workers_too(bundle: Path, versions: Path) -> None:
     arguments = ("--bundle", bundle, "--index", versions / "v1", "--index-root", versions)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port_that_no_other_is_given()
     with (
         serving(*arguments, "--workers", 2, "--admin-port", port) as (server, target),
         connected_to_all(server, target) as connections,
