@@ -17,12 +17,12 @@ from cognate.token_tables import LEAST_BYTES, map_token_tables
 ROWS, COLUMNS = LEAST_BYTES // 4 // 32 + 1, 32
 
 
-def graph(path: Path, table: np.ndarray, *, name: str = "table", op_type: str = "Gather") -> Path:
+def graph(path: Path, table: np.ndarray, *, name: str = "table") -> Path:
     """A graph that reads rows of a table, and one that is multiplied with it."""
     dice = np.random.default_rng(0)
     matrix = dice.standard_normal((table.shape[1], ROWS), np.float32)
     nodes = [
-        onnx.helper.make_node(op_type, [name, "ids"], ["rows"]),
+        onnx.helper.make_node("Gather", [name, "ids"], ["rows"]),
         onnx.helper.make_node("Cast", ["rows"], ["float"], to=onnx.TensorProto.FLOAT),
         onnx.helper.make_node("MatMul", ["float", "matrix"], ["sentence_embedding"]),
     ]

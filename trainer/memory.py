@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from cognate.memory import CGROUP, control_group_memory
+from cognate.memory import CGROUP, control_group_memory, give_back_free_memory
 from trainer.options import TrainingOptions
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -24,8 +24,7 @@ def keeping_freed_memory() -> Iterator[None]:
     it: a fifth of the time of a step on a CPU, for the gradients of the embedding table alone are 47 MB.
     """
     try:
-        libc = ctypes.CDLL(None)
-        set_option, trim = libc.mallopt, libc.malloc_trim
+        set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         yield
         return
@@ -36,7 +35,7 @@ def keeping_freed_memory() -> Iterator[None]:
     finally:
         set_option(_MMAP_MAX, 65536)
         set_option(_TRIM_THRESHOLD, 128 * 1024)
-        trim(0)
+        give_back_free_memory()
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
