@@ -63,6 +63,7 @@ GPU_PEERS = {
     **BF16_PEERS,
     "sentence_transformers_graphs": "sentence-transformers, torch fp16, CUDA graphs",
 }
+OPENVINO_INT8 = {"cognate_int8_openvino": "cognate, static int8 by OpenVINO, bulk"}
 BF16_OURS = {"cognate_bf16": "cognate, bf16", "cognate_bf16_bulk": "cognate, bf16, bulk"}
 GPU_OURS = {"cognate_fp16": "cognate, fp16", "cognate_bf16": "cognate, bf16"}
 TORCH_PEERS = {REFERENCE, "infinity", *GPU_PEERS}
@@ -337,6 +338,12 @@ def main() -> None:
         if options.int8_bundle is None and options.device == "cpu":
             options.int8_bundle = exporter.export("minilm", scratch / "int8", precision="int8").folder
         low = {}
+        if "openvino" in available_devices():
+            low["static_int8_bundle"] = str(
+                exporter.export(
+                    "minilm", scratch / "static", precision="int8", calibrate=SAMPLE.with_name("index.jsonl")
+                ).folder
+            )
         for precision in ("fp16", "bf16") if options.device == "cuda" else ("bf16",):
             try:
                 bundle = exporter.export("minilm", scratch / precision, precision=precision)
@@ -357,13 +364,15 @@ def main() -> None:
         names = {**OURS, **PEERS, **({**GPU_OURS, **GPU_PEERS} if options.device == "cuda" else {})}
         if options.device == "cpu" and "bf16_bundle" in low:
             names |= {**BF16_OURS, **BF16_PEERS}
+        if options.device == "cpu" and "static_int8_bundle" in low:
+            names |= OPENVINO_INT8
         if options.device != "cpu":
             names = {name: label for name, label in names.items() if "int8" not in name}
         if options.only:
             names = {
                 name: label
                 for name, label in names.items()
-                if name in {*OURS, *BF16_OURS, *GPU_OURS, REFERENCE, *options.only}
+                if name in {*OURS, *BF16_OURS, *OPENVINO_INT8, *GPU_OURS, REFERENCE, *options.only}
             }
         settings = {
             "bundle": str(options.bundle),

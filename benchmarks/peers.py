@@ -64,6 +64,11 @@ def cognate_int8_bulk(options: dict[str, Any]) -> Encode:
     return cognate_bulk(options | {"bundle": options["int8_bundle"]})
 
 
+def cognate_int8_openvino(options: dict[str, Any]) -> Encode:
+    """The int8 bundle with calibration, as the indexer uses it where OpenVINO is asked for."""
+    return cognate_bulk(options | {"bundle": options["static_int8_bundle"], "device": "openvino"})
+
+
 def sentence_transformers_torch(options: dict[str, Any], dtype: str = "float32") -> Encode:
     """SentenceTransformer as it comes."""
     from sentence_transformers import SentenceTransformer

@@ -149,7 +149,15 @@ def for_bf16(bundle: Path) -> Bundle:
 def test_auto_takes_openvino_for_a_bundle_made_for_it_and_for_no_other(tiny_bundle: Path) -> None:
     assert Encoder(for_bf16(tiny_bundle)).device == "openvino"
     assert Encoder(tiny_bundle).device != "openvino"
-    for bundle, arithmetic in ((for_bf16(tiny_bundle), "bf16"), (Bundle.open(tiny_bundle), "f32")):
+
+
+@has_openvino
+def test_openvino_calculates_in_the_arithmetic_that_a_bundle_is_for(tiny_bundle: Path) -> None:
+    plain = Bundle.open(tiny_bundle)
+    int8 = Bundle(
+        plain.folder, plain.manifest.model_copy(update={"precision": "int8", "target": "avx512_vnni"})
+    )
+    for bundle, arithmetic in ((for_bf16(tiny_bundle), "bf16"), (int8, "bf16"), (plain, "f32")):
         (settings,) = json.loads(openvino_options(bundle, 3)["load_config"]).values()
         assert settings["INFERENCE_PRECISION_HINT"] == arithmetic
         assert settings["INFERENCE_NUM_THREADS"] == settings["NUM_STREAMS"] == "3"

@@ -61,6 +61,17 @@ def test_int8_is_near_torch_on_texts_it_was_not_calibrated_with(
         assert cosines.min() >= LIMITS["int8"]["min_cosine"]
 
 
+@pytest.mark.skipif("openvino" not in available_devices(), reason="onnxruntime-ep-openvino has no wheel here")
+def test_openvino_takes_static_int8_too(minilm_bundle: Path, minilm_static: Bundle, quora: Path) -> None:
+    queries, _ = read_queries_and_index(quora / "queries.jsonl", quora / "queries.jsonl")
+    texts = [query.text for query in queries[:200]]
+    encoder = Encoder(minilm_static, device="openvino", bulk=True)
+    ours, theirs = encoder.encode(texts), Encoder(minilm_bundle).encode(texts)
+    assert (ours * theirs).sum(axis=1).mean() >= 0.998
+    alone = np.concatenate([encoder.encode([text]) for text in texts[:20]])
+    assert np.abs(alone - ours[:20]).max() <= 1e-5
+
+
 @pytest.mark.slow
 def test_int8_loses_no_more_than_a_thousandth_of_any_metric(
     minilm_bundle: Path, minilm_int8: Bundle, minilm_static: Bundle, quora: Path
