@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cognate import vector_formats
-from cognate.batching import batches_by_length
+from cognate.batching import batches_by_length, padded_length
 from cognate.bundle import Bundle, InputType
 from cognate.devices import Device
 from cognate.errors import CognateError
@@ -110,6 +110,19 @@ class Encoder:
             CognateError: A text is no Unicode text.
         """
         return self._tokenizer.tokenize(texts, self._prompts[input_type])
+
+    def padded_length(self, tokens: int) -> int:
+        """The length that a batch is run with, no longer than max_length, which the model may end at.
+
+        Args:
+            tokens: Of its longest text.
+        """
+        padded = padded_length(
+            max(1, tokens),
+            multiple=self._provider.length_multiple,
+            most_padding=self._provider.length_padding,
+        )
+        return max(tokens, min(self.max_length, padded))
 
     def forward(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Run the model once.
@@ -279,7 +292,7 @@ class Encoder:
         """
         embeddings = np.empty((len(token_ids), self.dimension), np.float32)
         batches = batches_by_length(
-            [len(ids) for ids in token_ids],
+            [self.padded_length(len(ids)) for ids in token_ids],
             max_batch_tokens=self.max_batch_tokens,
             max_batch_texts=self.max_batch_texts,
         )
@@ -324,11 +337,7 @@ class Encoder:
         return means
 
     def _feeds(self, batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-        longest = max(1, *map(len, batch))
-        multiple = self._provider.length_multiple
-        # No further than max_length, beyond which the model may have no positions.
-        length = max(longest, min(self.max_length, -(-longest // multiple) * multiple))
-        shape = (len(batch), length)
+        shape = (len(batch), self.padded_length(max(map(len, batch))))
         input_ids = np.full(shape, self._pad_id, np.int64)
         attention_mask = np.zeros(shape, np.int64)
         for row, ids in enumerate(batch):

@@ -140,7 +140,7 @@ class Batcher:
         *,
         max_batch_tokens: int | None = None,
         max_queue_tokens: int | None = None,
-        on_batch: Callable[[Sequence[Share], float], None] | None = None,
+        on_batch: Callable[[Sequence[Share], int, float], None] | None = None,
     ) -> None:
         """Make a batcher, and run the model once, so that the first call need not wait for its start.
 
@@ -148,7 +148,8 @@ class Batcher:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches for each that the encoder runs at once.
-            on_batch: Called with each batch that the model ran, and the seconds it took.
+            on_batch: Called with each batch that the model ran, its tokens, padding included, and the seconds
+                it took.
         """
         self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
         self.max_queue_tokens = max_queue_tokens or (
@@ -162,6 +163,7 @@ class Batcher:
             max_batch_tokens=self.max_batch_tokens,
             max_batch_texts=encoder.max_batch_texts,
             run_tokens=encoder.run_tokens,
+            padded_length=encoder.padded_length,
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()
@@ -346,7 +348,8 @@ class Batcher:
 
     def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
         if self._on_batch:
-            self._on_batch(batch, seconds)
+            lengths = [len(call.texts[position]) for call, positions in batch for position in positions]
+            self._on_batch(batch, len(lengths) * self._encoder.padded_length(max(lengths)), seconds)
         start = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]

@@ -120,18 +120,18 @@ class Metrics(Observer):
         known[0].inc()
         known[1].observe(call.seconds)
 
-    def batch_ran(self, batch: Sequence[Share], seconds: float) -> None:
+    def batch_ran(self, batch: Sequence[Share], padded_tokens: int, seconds: float) -> None:
         """The model ran a batch.
 
         Args:
             batch: Its texts, by call.
+            padded_tokens: Its tokens, padding included.
             seconds: That it took.
         """
-        lengths = [len(call.texts[position]) for call, positions in batch for position in positions]
-        tokens = sum(lengths)
-        self._batch_texts.observe(len(lengths))
+        tokens = sum(len(call.texts[position]) for call, positions in batch for position in positions)
+        self._batch_texts.observe(sum(len(positions) for _, positions in batch))
         self._batch_tokens.observe(tokens)
-        self._padding_tokens.inc(max(lengths) * len(lengths) - tokens)
+        self._padding_tokens.inc(padded_tokens - tokens)
         self._batch_seconds.inc(seconds)
 
     def watch_server(self, encoder: Encoder) -> None:

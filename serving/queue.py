@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,7 +84,13 @@ class TextQueue:
     """
 
     def __init__(
-        self, *, max_queue_tokens: int, max_batch_tokens: int, max_batch_texts: int, run_tokens: int
+        self,
+        *,
+        max_queue_tokens: int,
+        max_batch_tokens: int,
+        max_batch_texts: int,
+        run_tokens: int,
+        padded_length: Callable[[int], int],
     ) -> None:
         """Make an empty queue.
 
@@ -93,11 +99,13 @@ class TextQueue:
             max_batch_tokens: As in ``choose_batch``.
             max_batch_texts: As in ``choose_batch``.
             run_tokens: As in ``choose_batch``.
+            padded_length: Gives the length that a text of so many tokens is run with at least.
         """
         self.max_queue_tokens = max_queue_tokens
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_texts = max_batch_texts
         self._run_tokens = run_tokens
+        self._padded_length = padded_length
         self._tokens = 0
         self._lanes: dict[Priority, _Lane] = {"interactive": _Lane(), "bulk": _Lane()}
         # Batches since bulk had one, or since none of it waited.
@@ -205,7 +213,7 @@ class TextQueue:
             else:
                 self._bulk_waited += 1
             chosen = choose_batch(
-                [len(call.texts[position]) for call, position in candidates],
+                [self._padded_length(len(call.texts[position])) for call, position in candidates],
                 max_batch_tokens=self.max_batch_tokens,
                 max_batch_texts=self.max_batch_texts,
                 run_tokens=self._run_tokens,

@@ -4,9 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cognate.batching import batches_by_length
+from cognate.batching import batches_by_length, padded_length
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=200)
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 64), st.integers(0, 64))
+def test_a_length_is_padded_to_the_next_multiple_where_that_is_near(
+    length: int, longer: int, multiple: int, most: int
+) -> None:
+    padded = padded_length(length, multiple=multiple, most_padding=most)
+    assert length <= padded <= length + min(most, multiple - 1)
+    assert padded == length or padded % multiple == 0
+    if padded % multiple:
+        assert (length + most) // multiple == length // multiple
+    # So that the longest text of a batch is the longest when padded, too.
+    if length <= longer:
+        assert padded <= padded_length(longer, multiple=multiple, most_padding=most)
 
 
 def split(lengths: list[int], tokens: int = 2048, texts: int = 64) -> list[list[int]]:

@@ -101,6 +101,18 @@ def test_padding_to_a_multiple_of_tokens_changes_no_vector(tiny_bundle: Path) ->
     assert padding._feeds(ids[:3])["input_ids"].shape[1] == 16
     # Never past what the model has positions for.
     assert padding._feeds(ids)["input_ids"].shape[1] == 64
+    # Where a shorter batch may be the quicker one, only what nearly fills the length is padded.
+    padding._provider = PROVIDERS["openvino"]
+    assert [padding.padded_length(tokens) for tokens in (0, 1, 9, 10, 16, 17, 26)] == [
+        1,
+        1,
+        9,
+        16,
+        16,
+        17,
+        32,
+    ]
+    np.testing.assert_allclose(padding.forward(ids[:3]), encoder.forward(ids[:3]), atol=1e-5)
 
 
 def test_tensorrt_has_one_engine_for_all_shapes_outside_the_bundle(

@@ -1,6 +1,7 @@
 """Which waiting texts go next."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,19 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 CALLS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=30), min_size=1, max_size=12)
 
 
-def make_queue(*, max_queue_tokens: int = 1000, max_batch_tokens: int = 64, texts: int = 8) -> TextQueue:
+def make_queue(
+    *,
+    max_queue_tokens: int = 1000,
+    max_batch_tokens: int = 64,
+    texts: int = 8,
+    padded_length: Callable[[int], int] = int,
+) -> TextQueue:
     return TextQueue(
         max_queue_tokens=max_queue_tokens,
         max_batch_tokens=max_batch_tokens,
         max_batch_texts=texts,
         run_tokens=8,
+        padded_length=padded_length,
     )
 
 
@@ -53,6 +61,16 @@ def test_a_batch_takes_the_texts_of_like_length() -> None:
 def test_where_a_run_is_dear_padding_is_taken_instead() -> None:
     chosen = choose_batch([10, 50, 11, 9], max_batch_tokens=500, max_batch_texts=8, run_tokens=200)
     assert chosen == [0, 1, 2, 3]
+
+
+def test_texts_that_are_run_with_one_length_are_of_like_length() -> None:
+    queue = make_queue(texts=8, max_batch_tokens=64, padded_length=lambda length: -(-length // 16) * 16)
+    call = queue.admit(50, math.inf)
+    queue.put(call, texts_of([1, 16, 2, 17, 15]))
+    ((_, positions),), _ = queue.take(0)
+    assert positions == [3]
+    ((_, positions),), _ = queue.take(0)
+    assert sorted(positions) == [0, 1, 2, 4]
 
 
 def test_no_texts_make_no_batch() -> None:
