@@ -1,4 +1,4 @@
-"""How many processors this process may use, and which of its threads come first."""
+"""What the processor can do, how many of its cores this process may use, and which threads come first."""
 
 import math
 import os
@@ -8,6 +8,19 @@ from pathlib import Path
 
 YIELDING = 5
 """Steps of niceness by which a thread gives way: about a third of the weight of one that does not."""
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The instructions that the processor has, by Linux's names.
+
+    Args:
+        cpuinfo: Where Linux says so; where there is no such file, none are known.
+    """
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnxruntime
 
+from cognate import bf16x3
 from cognate.bundle import Bundle
 from cognate.devices import Device, check_device
 from cognate.errors import ArtifactError, CognateError
@@ -186,7 +187,8 @@ def open_session(
     bundle: Bundle,
     device: Device,
     threads: int,
-    tables: Mapping[str, onnxruntime.OrtValue],
+    constants: Mapping[str, onnxruntime.OrtValue],
+    products: Sequence[int],
     *,
     bulk: bool = False,
 ) -> tuple[Provider, onnxruntime.InferenceSession]:
@@ -197,7 +199,9 @@ def open_session(
         device: "auto" takes OpenVINO for a bundle of ``BF16_PROCESSOR``, else CUDA, where they can be
             started, else the CPU.
         threads: Cores to use on the CPU.
-        tables: Initializers of the graph that are in memory already, by name; the CPU takes them.
+        constants: Initializers of the graph that are in memory already, by name; the CPU takes them.
+        products: Where in the graph's file those stand that ``bf16x3`` is to do on the CPU; their weights are
+            among the constants. None where it can't.
         bulk: Whether each run has one of the threads, or all of them; by OpenVINO always one.
 
     Returns:
@@ -211,7 +215,7 @@ def open_session(
     available = available_devices()
     if device != "auto":
         provider = PROVIDERS[device]
-        return provider, _open(bundle, provider, threads, tables, bulk)
+        return provider, _open(bundle, provider, threads, constants, products, bulk)
     wanted = AUTO
     if bundle.manifest.target == BF16_PROCESSOR:
         wanted = ("openvino", "cpu")
@@ -225,11 +229,11 @@ def open_session(
     first, *others = [PROVIDERS[name] for name in wanted if name in available]
     for other in others:
         try:
-            return first, _open(bundle, first, threads, tables, bulk)
+            return first, _open(bundle, first, threads, constants, products, bulk)
         except _NotStartedError as error:
             _log.warning("%s; --device auto goes on with %s", error, other.device)
             first = other
-    return first, _open(bundle, first, threads, tables, bulk)
+    return first, _open(bundle, first, threads, constants, products, bulk)
 
 
 class _NotStartedError(CognateError):
@@ -246,7 +250,8 @@ def _open(
     bundle: Bundle,
     provider: Provider,
     threads: int,
-    tables: Mapping[str, onnxruntime.OrtValue],
+    constants: Mapping[str, onnxruntime.OrtValue],
+    products: Sequence[int],
     bulk: bool,
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
@@ -270,17 +275,22 @@ def _open(
     if provider.device == "cpu":
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        for name, table in tables.items():
-            options.add_initializer(name, table)
+        for name, values in constants.items():
+            options.add_initializer(name, values)
+        if products:
+            options.register_custom_ops_library(str(bf16x3.library()))
+    else:
+        products = []
     try:
-        session = onnxruntime.InferenceSession(
-            str(bundle.graph),
-            options,
-            providers=providers,
-            disabled_optimizers=disabled,
-            # It would go on with another provider, and say so on standard output.
-            enable_fallback=0,
-        )
+        with bf16x3.rewritten(bundle.graph, products) as graph:
+            session = onnxruntime.InferenceSession(
+                str(graph),
+                options,
+                providers=providers,
+                disabled_optimizers=disabled,
+                # It would go on with another provider, and say so on standard output.
+                enable_fallback=0,
+            )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if failed := re.search(r"CUDA failure \d+: (.*?) ;", str(error)):
             raise _NotStartedError(provider, failed[1]) from None
@@ -378,8 +388,9 @@ def openvino_options(bundle: Bundle, threads: int) -> dict[str, str]:
 
 def why_not_run(error: Exception) -> str:
     """Why onnxruntime did not take a graph, in words for whoever has the file."""
-    text = str(error).strip() or type(error).__name__
-    if "opset" in text or "IR version" in text:
+    # What it read may be a copy, and whoever says this names the graph.
+    text = re.sub(r"Load model from \S+ failed: ?", "", str(error).strip()) or type(error).__name__
+    if "opset" in text or "IR version" in text or "with domain_version of" in text:
         return (
             f"its ONNX version is newer than onnxruntime {onnxruntime.__version__} reads; update onnxruntime"
         )

@@ -6,10 +6,11 @@ from contextlib import contextmanager, nullcontext
 
 import onnxruntime
 
+from cognate import bf16x3
 from cognate.bundle import Bundle
 from cognate.devices import Device
-from cognate.providers import open_session
-from cognate.token_tables import map_token_tables
+from cognate.graph_file import map_graph
+from cognate.providers import Provider, open_session
 
 
 class Sessions:
@@ -35,12 +36,14 @@ class Sessions:
         """
         self._bundle = bundle
         self._threads = threads
+        mapped = map_graph(bundle.graph)
+        self._products = bf16x3.products(mapped) if bf16x3.library() else []
         # By name, for all sessions, which share the memory and do not keep it themselves.
-        self._tables = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(table)
-            for name, table in map_token_tables(bundle.graph).items()
+        self._constants = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(values)
+            for name, values in (mapped.tables | (mapped.weights if self._products else {})).items()
         }
-        self.provider, self._alone = open_session(bundle, device, threads, self._tables, bulk=bulk)
+        self.provider, self._alone = self._open(device, bulk=bulk)
         self.inputs = {value.name for value in self._alone.get_inputs()}
         one_for_all = bulk or threads == 1 or not self.provider.shares_threads
         self._one_thread = self._alone if one_for_all else None
@@ -69,8 +72,8 @@ class Sessions:
     def _beside(self) -> onnxruntime.InferenceSession:
         with self._opening:
             if self._one_thread is None:
-                device = self.provider.device
-                _, self._one_thread = open_session(
-                    self._bundle, device, self._threads, self._tables, bulk=True
-                )
+                _, self._one_thread = self._open(self.provider.device, bulk=True)
             return self._one_thread
+
+    def _open(self, device: Device, *, bulk: bool) -> tuple[Provider, onnxruntime.InferenceSession]:
+        return open_session(self._bundle, device, self._threads, self._constants, self._products, bulk=bulk)

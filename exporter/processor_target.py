@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cognate.errors import CognateError
+from cognate.processors import processor_flags
 from cognate.providers import BF16_PROCESSOR, available_devices
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -93,7 +94,7 @@ def _bf16_target(target: Target, cpuinfo: Path) -> str:
         raise CognateError(
             "bf16 for a GPU is measured on one, and onnxruntime has none here; export it on one, or use fp16"
         )
-    if not BF16_FLAGS.intersection(_flags(cpuinfo)):
+    if not BF16_FLAGS.intersection(processor_flags(cpuinfo)):
         raise CognateError(
             "bf16 wants a GPU, or a processor with AVX512-BF16 or AMX, and this has neither; export it on "
             "one, or use --precision int8"
@@ -114,12 +115,4 @@ def this_processor(machine: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """
     if machine.lower() in ("arm64", "aarch64"):
         return "arm64"
-    return "avx512_vnni" if DOT_PRODUCT_FLAGS.intersection(_flags(cpuinfo)) else "avx2"
-
-
-def _flags(cpuinfo: Path) -> list[str]:
-    try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return "avx512_vnni" if DOT_PRODUCT_FLAGS.intersection(processor_flags(cpuinfo)) else "avx2"

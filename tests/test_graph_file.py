@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cognate.encoder import Encoder
-from cognate.token_tables import LEAST_BYTES, map_token_tables
+from cognate.graph_file import LEAST_BYTES, map_graph
 
 ROWS, COLUMNS = LEAST_BYTES // 4 // 32 + 1, 32
 
@@ -47,7 +47,7 @@ def test_a_table_that_rows_are_read_of_is_mapped_and_runs_as_before(
 ) -> None:
     table = random_table(dtype)
     path = graph(tmp_path / "model.onnx", table, name=name)
-    mapped = map_token_tables(path)
+    mapped = map_graph(path).tables
     assert list(mapped) == [name]
     np.testing.assert_array_equal(mapped[name], table)
     assert not mapped[name].flags.writeable
@@ -61,12 +61,12 @@ def test_a_table_that_rows_are_read_of_is_mapped_and_runs_as_before(
 
 
 def test_what_is_small_of_another_type_or_elsewhere_is_left_to_onnxruntime(tmp_path: Path) -> None:
-    assert map_token_tables(graph(tmp_path / "small.onnx", random_table("float32")[:100])) == {}
-    assert map_token_tables(graph(tmp_path / "half.onnx", random_table("float16"))) == {}
+    assert map_graph(graph(tmp_path / "small.onnx", random_table("float32")[:100])).tables == {}
+    assert map_graph(graph(tmp_path / "half.onnx", random_table("float16"))).tables == {}
     path = graph(tmp_path / "model.onnx", random_table("float32"))
     onnx.save(onnx.load(path), tmp_path / "outside.onnx", save_as_external_data=True, location="weights")
-    assert map_token_tables(tmp_path / "outside.onnx") == {}
-    assert map_token_tables(tmp_path / "none.onnx") == {}
+    assert map_graph(tmp_path / "outside.onnx").tables == {}
+    assert map_graph(tmp_path / "none.onnx").tables == {}
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -75,7 +75,7 @@ def test_a_damaged_file_has_no_tables_or_those_of_its_size(
     tmp_path: Path, content: bytes, cut: int, change: bytes
 ) -> None:
     (tmp_path / "random.onnx").write_bytes(content)
-    assert map_token_tables(tmp_path / "random.onnx") == {}
+    assert map_graph(tmp_path / "random.onnx").tables == {}
     whole = tmp_path / "model.onnx"
     if not whole.exists():
         graph(whole, random_table("float32"))
@@ -83,7 +83,7 @@ def test_a_damaged_file_has_no_tables_or_those_of_its_size(
     damaged[len(damaged) // 2 : len(damaged) // 2 + len(change)] = change
     damaged[: len(change) // 2] = change[::2][: len(change) // 2]
     (tmp_path / "damaged.onnx").write_bytes(damaged)
-    for table in map_token_tables(tmp_path / "damaged.onnx").values():
+    for table in map_graph(tmp_path / "damaged.onnx").tables.values():
         assert LEAST_BYTES <= table.nbytes <= len(damaged)
 
 
@@ -95,4 +95,4 @@ def test_all_sessions_of_an_encoder_have_the_same_table(minilm_bundle: Path) -> 
         (vectors,) = beside.run(None, encoder._feeds(ids))[-1:]
         assert beside is not encoder._sessions._alone
     np.testing.assert_allclose(vectors, alone, atol=1e-5)
-    assert encoder._sessions._tables
+    assert encoder._sessions._constants
