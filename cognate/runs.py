@@ -92,8 +92,7 @@ class RunFolder:
             CognateError: Its state cannot be read.
         """
         status = self._written_status()
-        started = status.state == "running" or (status.state == "created" and status.pid is not None)
-        if started and not _alive(status):
+        if _has_process(status) and not _alive(status):
             return status.model_copy(
                 update={
                     "state": "failed",
@@ -164,13 +163,13 @@ class RunFolder:
         """Ask the run to stop after the step that it is at, and wait until it has.
 
         Raises:
-            CognateError: It is not running.
+            CognateError: It is not running, and no process is about to.
         """
-        state = self.status().state
-        if state not in ("created", "running"):
-            raise CognateError(f"run {self.name} is not running: it is {state}")
+        status = self.status()
+        if not _has_process(status):
+            raise CognateError(f"run {self.name} is not running: it is {status.state}")
         (self.folder / STOP).touch()
-        while self.status().state == "running":
+        while _has_process(self.status()):
             time.sleep(POLL_SECONDS)
 
     def stop_asked(self) -> bool:
@@ -182,6 +181,7 @@ class RunFolder:
     def start(self, start: Callable[[], int]) -> None:
         """Start the process that runs it; ``start`` does, and gives its pid. It may die before it runs it."""
         with self._locked():
+            (self.folder / STOP).unlink(missing_ok=True)
             pid = start()
             self._update(
                 state="created",
@@ -206,12 +206,15 @@ class RunFolder:
             CognateError: Another process runs it.
         """
         with self._locked():
-            if self.status().state == "running":
+            state = self.status().state
+            if state == "running":
                 raise CognateError(
                     f"run {self.name} is running, in process {self._written_status().pid}; follow it with "
                     f"cognate runs {self.name} --follow"
                 )
-            (self.folder / STOP).unlink(missing_ok=True)
+            # In a created run, it is this attempt that was asked to stop, while its process was loading.
+            if state != "created":
+                (self.folder / STOP).unlink(missing_ok=True)
             self._update(
                 state="running",
                 started_at=_now(),
@@ -382,6 +385,11 @@ def _is_run(folder: Path) -> bool:
     return (
         NAME.fullmatch(folder.name) is not None and (folder / STATE).is_file() and (folder / CONFIG).is_file()
     )
+
+
+def _has_process(status: RunStatus) -> bool:
+    """Whether a process runs it, or was started to, as far as is written."""
+    return status.state == "running" or (status.state == "created" and status.pid is not None)
 
 
 def _alive(status: RunStatus) -> bool:

@@ -156,6 +156,37 @@ def test_stopping_asks_the_process_and_waits_for_it(run: RunFolder) -> None:
         run.stop()
 
 
+def test_a_run_that_is_asked_to_stop_while_its_process_loads_stops(run: RunFolder) -> None:
+    # It has loaded once it is asked.
+    program = (
+        "import pathlib, sys, time\nfrom cognate.runs import RunFolder, RunStoppedError\n"
+        "run = RunFolder(pathlib.Path(sys.argv[1]))\n"
+        "while not run.stop_asked():\n    time.sleep(0.01)\n"
+        "with run.running():\n"
+        "    if run.stop_asked():\n        raise RunStoppedError('asked to')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    run.start(lambda: subprocess.Popen([sys.executable, "-c", program, run.folder], env=environment).pid)
+    assert run.status().state == "created"
+    run.stop()
+    assert run.status().state == "stopped"
+
+
+def test_an_attempt_is_not_stopped_by_what_an_earlier_one_was_asked(run: RunFolder) -> None:
+    with run.running():
+        (run.folder / "stop").touch()
+    with run.running():
+        assert not run.stop_asked()
+        (run.folder / "stop").touch()
+    run.start(lambda: subprocess.Popen([sys.executable, "-c", "raise SystemExit"]).pid)
+    assert not run.stop_asked()
+
+
+def test_a_run_without_a_process_is_not_waited_for(run: RunFolder) -> None:
+    with pytest.raises(CognateError, match="is not running: it is created"):
+        run.stop()
+
+
 def test_a_process_that_died_before_it_ran_the_run_is_not_followed_for_ever(run: RunFolder) -> None:
     run.start(lambda: subprocess.Popen([sys.executable, "-c", "raise SystemExit"]).pid)
     assert list(run.stream_logs()) == []
