@@ -42,7 +42,10 @@ def keep_rejects(on_error: str, path: Path) -> Iterator[Rejects | None]:
 
         def report(error: RecordError) -> None:
             nonlocal file
-            file = file or stack.enter_context(path.open("w", encoding="utf-8"))
+            if file is None:
+                # Pairs are read before the folder of --out, and so its parent, is made.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("w", encoding="utf-8"))
             file.write(f"{error}\n")
 
         yield Rejects(report)

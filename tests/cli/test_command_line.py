@@ -285,6 +285,16 @@ def test_skipped_lines_are_told_in_a_file(tmp_path: Path, tiny_bundle: Path, cog
     assert "records.jsonl:3: invalid JSON" in (tmp_path / "index.rejects.txt").read_text()
 
 
+def test_skipped_pairs_are_told_beside_a_data_set_in_a_new_folder(tmp_path: Path, cognate: Callable) -> None:
+    lines = ["question1\tquestion2\tis_duplicate", *(f"open {n}\thow to open {n}\t1" for n in range(5))]
+    (tmp_path / "pairs.tsv").write_text("\n".join([*lines, "only one"]) + "\n")
+    out = tmp_path / "new/dir/data"
+    made = cognate("data", "pairs", tmp_path / "pairs.tsv", "--out", out, "--on-error", "skip")
+    assert made.code == 0, made
+    assert "pairs.tsv:7: " in (tmp_path / "new/dir/data.rejects.txt").read_text()
+    assert (out / "train.jsonl").is_file()
+
+
 def test_options_of_loss_and_miner_that_will_not_do_are_one_line(
     tmp_path: Path, records: Path, tiny_model: Path, cognate: Callable
 ) -> None:
