@@ -357,15 +357,18 @@ def create_run(
             (made / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             status = RunStatus(state="created", created_at=_now())
             (made / STATE).write_text(status.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            old = made.with_name(f"{made.name}.old")
             if force and folder.exists():
-                old = made.with_suffix(".old")
                 folder.rename(old)
-                shutil.rmtree(old)
             try:
                 made.rename(folder)
             except OSError:
                 check_new_run(name, runs_in)
+                if old.exists():
+                    old.rename(folder)
                 raise
+            # The new run is there, whether or not the old one can be deleted.
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     except OSError as error:

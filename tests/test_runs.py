@@ -1,5 +1,6 @@
 """The folder of a run says what holds, whatever became of its process."""
 
+import errno
 import json
 import os
 import subprocess
@@ -82,6 +83,45 @@ def test_two_runs_of_one_name_are_refused_unless_forced(run: RunFolder, tmp_path
         create_run("first", {}, tmp_path, force=True)
     assert create_run("first", {"new": 1}, tmp_path, force=True).config() == {"new": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_what_a_killed_force_left_is_in_no_ones_way(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / ".first.old").mkdir()
+    (tmp_path / ".first.old/state.json").touch()
+    assert create_run("first", {"new": 1}, tmp_path, force=True).config() == {"new": 1}
+
+
+def test_a_run_that_cannot_be_replaced_is_still_there(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.folder / "log").write_text("what it said\n")
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if json.loads((path / "config.json").read_text()) == {"new": 1}:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CognateError, match="first cannot be written: Input/output error"):
+        create_run("first", {"new": 1}, tmp_path, force=True)
+    assert run.config() == {"model": "minilm"}
+    assert run.logs() == "what it said\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_a_run_replaces_one_that_cannot_be_deleted(tmp_path: Path, small_disk: Path) -> None:
+    runs = tmp_path / "runs"
+    run = create_run("first", {}, runs)
+    # What is mounted cannot be deleted, not even by root.
+    (run.folder / "mounted").mkdir()
+    subprocess.run(["mount", "--bind", small_disk, run.folder / "mounted"], check=True)
+    try:
+        assert create_run("first", {"new": 1}, runs, force=True).config() == {"new": 1}
+        assert get_run("first", runs).config() == {"new": 1}
+    finally:
+        (mounted,) = runs.glob("**/mounted")
+        subprocess.run(["umount", mounted], check=True)
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
