@@ -103,10 +103,18 @@ def find_remote(url: str) -> list[Remote]:
         url: Of a file. In object stores ``*`` and the like match names; in http they stand for themselves.
 
     Raises:
-        CognateError: There is none, it cannot be reached, or a package that is needed is not installed.
+        CognateError: It is no URL, there is no file, it cannot be reached, or a package that is needed is not
+            installed.
     """
     protocol = url.partition("://")[0].lower()
-    name = _without_secrets(url)
+    try:
+        name = _without_secrets(url)
+    except ValueError:
+        # Of one that cannot be taken apart, nothing can be shown that is surely no secret.
+        raise CognateError(
+            f"the URL that begins with {protocol}:// has a host that is none; brackets are for IPv6 "
+            f"addresses, such as {protocol}://[::1]/records.jsonl"
+        ) from None
     options: dict[str, Any] = {}
     try:
         import fsspec

@@ -215,6 +215,13 @@ def test_what_goes_wrong_over_http_is_one_sentence_without_the_secrets(server: s
         read("http://user:secret@localhost:1/a.jsonl")
 
 
+@pytest.mark.parametrize("host", ["[bad", "[bad]", "a℀b"])
+def test_a_url_with_no_host_that_can_be_is_one_sentence_without_the_secrets(host: str) -> None:
+    with pytest.raises(CognateError, match="begins with http:// has a host that is none") as error:
+        read(f"http://user:secret@{host}/a.jsonl?signature=secret")
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "plain.jsonl"])
 def test_a_store_that_throttles_is_asked_again_until_it_answers(server: str, name: str) -> None:
     Handler.content = {f"/{name}": LINES}
