@@ -183,7 +183,7 @@ class MilvusIndex:
         options = self.connection.options
         scores: list[NDArray[np.float32]] = []
         rows: list[NDArray[Any]] = []
-        at_once = max(1, SCORES // k)
+        at_once = min(MAX_HITS, SCORES // k)
         for start in range(0, len(vectors), at_once):
             with self.connection.told():
                 found = self.connection.client.search(

@@ -72,6 +72,28 @@ def test_hits_are_those_of_the_same_index_in_a_folder(
         assert (there.count, there.dimension) == (here.count, here.dimension)
 
 
+def test_milvus_is_asked_no_more_queries_at_once_than_it_takes(
+    alias: MilvusLocation, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_to_milvus(alias, encoder, RECORDS)
+    queries = encoder.encode([record.text for record in RECORDS], "query")
+    with contextlib.closing(MilvusIndex(alias)) as index:
+        expected = index.search(queries, 2)
+        asked = []
+        search = index.connection.client.search
+
+        def counting(*arguments: Any, data: list[list[float]], **options: Any) -> Any:
+            asked.append(len(data))
+            return search(*arguments, data=data, **options)
+
+        # As a server bounds both; milvus-lite does not.
+        monkeypatch.setattr("cognate.milvus.index.MAX_HITS", 4)
+        monkeypatch.setattr(index.connection.client, "search", counting)
+        assert index.search(queries, 2) == expected
+    assert sum(asked) == len(queries)
+    assert max(asked) == 4
+
+
 def test_another_bundles_index_is_refused(alias: MilvusLocation, encoder: Encoder) -> None:
     write_to_milvus(alias, encoder, RECORDS)
     with pytest.raises(FingerprintError, match="was built with another bundle"):
