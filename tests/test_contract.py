@@ -1,12 +1,17 @@
 """The wire contract: lint-clean, and the committed stubs are those that it gives."""
 
+import ast
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from cognate.index_kinds import Kind
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +33,26 @@ def test_the_contract_is_lint_clean() -> None:
         ["npx", "--yes", "@bufbuild/buf@1", "lint"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_the_contract_tells_every_reason_of_a_refusal() -> None:
+    def reasons(tree: ast.AST) -> set[str]:
+        strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        return {each for each in strings if isinstance(each, str) and re.fullmatch("[A-Z_]+", each)}
+
+    sent = reasons(ast.parse((ROOT / "serving/refusal.py").read_text()))
+    for path in (ROOT / "serving").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "bad_field":
+                sent |= reasons(node)
+    contract = (ROOT / "proto/cognate/v1/embedding.proto").read_text()
+    told = re.findall(r"^//   ([A-Z_]+(?:, [A-Z_]+)*)  ", contract, re.MULTILINE)
+    assert sorted(", ".join(told).split(", ")) == sorted(sent)
+
+
+def test_every_kind_of_index_is_in_the_contract() -> None:
+    contract = (ROOT / "proto/cognate/v1/index.proto").read_text()
+    assert all(f'"{kind}"' in contract for kind in get_args(Kind) if kind != "auto")
 
 
 def test_every_field_of_the_contract_is_explained() -> None:

@@ -31,17 +31,36 @@ class EmbeddingServiceStub:
     Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
     reason is one of these, which never change:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_RECORD                 INVALID_ARGUMENT; a record is none that can be written. BadRequest names it.
+    PATH_NOT_ALLOWED           INVALID_ARGUMENT; the server may not load an index from there. BadRequest
+    names the field.
+    NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
+    names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
+    NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
+    NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
+    NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
+    BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.
+    OTHER_FINGERPRINT          FAILED_PRECONDITION; the index to open, or a vector, is of another model.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.
     TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
     RetryInfo says how long to wait.
+    RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
+    wait.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
+    DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
+    INDEX_UNAVAILABLE          UNAVAILABLE; the index is kept in Milvus, which does not answer. RetryInfo says
+    how long to wait.
+    INDEX_FAILED               INTERNAL; the index is kept in Milvus, which refused it; the server's log says
+    more.
+    NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
@@ -78,17 +97,36 @@ class EmbeddingServiceServicer:
     Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
     reason is one of these, which never change:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_RECORD                 INVALID_ARGUMENT; a record is none that can be written. BadRequest names it.
+    PATH_NOT_ALLOWED           INVALID_ARGUMENT; the server may not load an index from there. BadRequest
+    names the field.
+    NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
+    names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
+    NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
+    NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
+    NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
+    BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.
+    OTHER_FINGERPRINT          FAILED_PRECONDITION; the index to open, or a vector, is of another model.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.
     TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
     RetryInfo says how long to wait.
+    RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
+    wait.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
+    DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
+    INDEX_UNAVAILABLE          UNAVAILABLE; the index is kept in Milvus, which does not answer. RetryInfo says
+    how long to wait.
+    INDEX_FAILED               INTERNAL; the index is kept in Milvus, which refused it; the server's log says
+    more.
+    NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
@@ -157,17 +195,36 @@ class EmbeddingService:
     Errors, of every service here: google.rpc.Status with ErrorInfo, whose domain is "cognate" and whose
     reason is one of these, which never change:
     BAD_FIELD, TEXT_TOO_LONG   INVALID_ARGUMENT; BadRequest names the field.
+    BAD_RECORD                 INVALID_ARGUMENT; a record is none that can be written. BadRequest names it.
+    PATH_NOT_ALLOWED           INVALID_ARGUMENT; the server may not load an index from there. BadRequest
+    names the field.
+    NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
+    names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
+    NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
+    NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
     NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
+    NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
+    BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.
+    OTHER_FINGERPRINT          FAILED_PRECONDITION; the index to open, or a vector, is of another model.
     QUEUE_FULL                 RESOURCE_EXHAUSTED; RetryInfo says how long to wait.
     QUEUE_TOO_LONG             RESOURCE_EXHAUSTED; by the time that those before it take, the call could not
     be answered before its deadline. RetryInfo says how long to wait.
     TOO_MANY_CALLS             RESOURCE_EXHAUSTED; calls, streams or their bytes are at the server's bound.
     RetryInfo says how long to wait.
+    RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
+    wait.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
+    DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
     STOPPING                   UNAVAILABLE; call another server, or try again later.
+    INDEX_UNAVAILABLE          UNAVAILABLE; the index is kept in Milvus, which does not answer. RetryInfo says
+    how long to wait.
+    INDEX_FAILED               INTERNAL; the index is kept in Milvus, which refused it; the server's log says
+    more.
+    NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
     A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
