@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cognate.errors import CognateError
-from cognate.v1 import index_pb2
+from cognate.v1 import index_pb2, search_pb2
 from serving import refusal
+from serving.encoding import count_queries
 from serving.keys import Key, Right, hash_of, read_keys
 from serving.rates import Bucket
 from serving.settings import DEFAULT_INDEX
@@ -83,7 +84,11 @@ class Caller:
         self._check_index(method, request)
         # What needs no right costs next to nothing, and clients ask for the limits before their first call.
         if right_for(method):
-            self._check_rate(sum(len(getattr(request, name, ())) for name in ("texts", "queries", "records")))
+            if isinstance(request, search_pb2.SearchRequest):
+                texts = count_queries(request)
+            else:
+                texts = sum(len(getattr(request, name, ())) for name in ("texts", "records"))
+            self._check_rate(texts)
 
     def visible(self, response: Any) -> Any:
         """An answer without what the key may not see: the indexes of others."""

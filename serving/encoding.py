@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cognate.bundle import InputType
-from cognate.v1 import embedding_pb2
+from cognate.v1 import embedding_pb2, search_pb2
 from serving import refusal
 from serving.batcher import (
     BusyError,
@@ -30,6 +30,11 @@ _TRUNCATIONS = {
     embedding_pb2.TRUNCATION_ALLOWED: True,
     embedding_pb2.TRUNCATION_REFUSED: False,
 }
+
+
+def count_queries(request: search_pb2.SearchRequest) -> int:
+    """How many queries a request has, each part of a combined one counted."""
+    return sum(max(1, len(query.combined.parts)) for query in request.queries)
 
 
 def check_count(field: str, count: int, max_texts: int) -> None:

@@ -35,7 +35,8 @@ class Key(pydantic.BaseModel):
         rights: What it may do.
         indexes: The indexes that it may search, write to and administer. None: all.
         calls_per_second: How many calls it may make. None: any number.
-        texts_per_second: How many texts, queries and records its calls may have. None: any number.
+        texts_per_second: How many texts, records and queries its calls may have, each part of a combined one
+            counted. None: any number.
         burst_seconds: How long unused calls and texts are kept: what can come at once is the rate times this.
     """
 

@@ -18,7 +18,7 @@ from cognate.searchable import Searchable
 from cognate.v1 import embedding_pb2, search_pb2, search_pb2_grpc
 from serving.batcher import Encoded
 from serving.callers import read_caller
-from serving.encoding import check_count, check_text, encode_texts, timings, usages
+from serving.encoding import check_count, check_text, count_queries, encode_texts, timings, usages
 from serving.filter_messages import read_filter
 from serving.indexes import IndexRegistry, Version
 from serving.queue import Caller
@@ -98,7 +98,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
         answered = answer_chunks(
             requests,
-            _count,
+            count_queries,
             lambda request: self._search(request, context, caller, streamed=True),
             # An answer may be of MAX_ANSWER_BYTES.
             at_a_time=1,
@@ -215,7 +215,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         return encoded
 
     def _check(self, request: search_pb2.SearchRequest) -> None:
-        check_count("queries", _count(request), self._settings.max_texts)
+        check_count("queries", count_queries(request), self._settings.max_texts)
         if not 1 <= request.top_k <= self._settings.max_top_k:
             raise bad_field("top_k", f"is {request.top_k}; it must be 1 to {self._settings.max_top_k}")
         # Also false where it is not a number.
@@ -248,11 +248,6 @@ class _Part:
     field: str
     weight: float
     message: search_pb2.Query | search_pb2.QueryPart
-
-
-def _count(request: search_pb2.SearchRequest) -> int:
-    """How many queries a request has, each part of a combined one counted."""
-    return sum(max(1, len(query.combined.parts)) for query in request.queries)
 
 
 def _parts(request: search_pb2.SearchRequest) -> list[_Part]:

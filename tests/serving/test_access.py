@@ -161,6 +161,18 @@ def test_calls_over_the_rate_of_a_key_are_refused_with_a_time_to_wait(serve: Ser
         encode(ENCODE, timeout=60, metadata=bearing("free"))
 
 
+def test_each_part_of_a_combined_query_counts_against_the_rate_of_a_key(serve: Serve, tmp_path: Path) -> None:
+    rights = {"four": {"rights": {"search"}, "texts_per_second": 0.01, "burst_seconds": 400}}
+    stubs = serve(keys=write_keys(tmp_path / "keys", rights)).stubs
+    parts = [search_pb2.QueryPart(text=f"door {number}") for number in range(3)]
+    query = search_pb2.Query(combined=search_pb2.CombinedQuery(parts=parts))
+    request = search_pb2.SearchRequest(queries=[query], top_k=1)
+    stubs.search(request, timeout=60, metadata=bearing("four"))
+    assert failure(stubs.search, request, metadata=bearing("four")).reason == "RATE_LIMITED"
+    # There is room for one yet.
+    stubs.search(search(), timeout=60, metadata=bearing("four"))
+
+
 def test_a_reload_takes_new_keys_and_keeps_the_old_ones_where_the_file_is_bad(
     serve: Serve, keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
