@@ -337,11 +337,16 @@ class IndexRegistry:
 
     async def reload(self) -> None:
         """Load again each index whose folder now holds another version; what is refused is logged."""
-        for name, served in list(self._served.items()):
-            try:
-                await self.load(name, served.source)
-            except CognateError as why:
-                _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
+        for name in self.names():
+            async with self._changing:
+                # As it is by now: it may have been unloaded, or rolled back from, meanwhile.
+                served = self._served.get(name)
+                if served is None:
+                    continue
+                try:
+                    self.switch(await self.prepare(name, served.source))
+                except CognateError as why:
+                    _log.warning("index %s stays at version %s: %s", name, served.version.index.version, why)
 
     async def follow_aliases(self, seconds: float) -> None:
         """Load, for ever, what the aliases of indexes in Milvus have been switched to.

@@ -222,7 +222,7 @@ class _Parent:
         await self._all_up.wait()
         for name, served in list((self._served or {}).items()):
             try:
-                await self.load(name, served.source)
+                await self._change(Change(name, served.source), reload=True)
             except CognateError as why:
                 _log.warning("index %s stays as it is: %s", name, why)
 
@@ -243,12 +243,22 @@ class _Parent:
         """
         await self._change(Change(name, location))
 
-    async def _change(self, change: Change) -> None:
-        """Change an index in all workers, or in none."""
+    async def _change(self, change: Change, *, reload: bool = False) -> None:
+        """Change an index in all workers, or in none.
+
+        Args:
+            change: The change.
+            reload: Whether it loads again what is served: not where that is from elsewhere by then.
+        """
         for _ in range(MAX_CHANGES):
             # The lock is given up while it waits for a worker to be started.
             async with self._changing:
                 await self._changing.wait_for(self._are_all_ready)
+                if reload:
+                    served = (self._served or {}).get(change.name)
+                    # It was unloaded, or rolled back from, meanwhile.
+                    if served is None or served.source != change.location:
+                        return
                 with contextlib.suppress(_WorkerEndedError):
                     await self._change_all(change)
                     return

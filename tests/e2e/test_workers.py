@@ -370,6 +370,37 @@ def test_an_index_that_was_built_again_in_its_place_is_loaded_by_all_or_none(
             eventually(lambda: {served_by(stubs) for stubs in connections} == {"v3"})
 
 
+def test_an_index_that_is_unloaded_while_all_are_loaded_again_stays_so(bundle: Path, versions: Path) -> None:
+    link = versions / "current"
+    link.symlink_to("v1")
+    indexes = ("--index", f"a={link}", "--index", f"b={versions / 'v3'}", "--index-root", versions)
+    with serving("--bundle", bundle, *indexes, "--admin", "--workers", 2) as (server, target):
+        first, second = workers_of(server)
+        with connected_to_all(server, target) as connections:
+            second.suspend()
+            # One whose worker answers.
+            asked = None
+            while asked is None:
+                for stubs in connections:
+                    with contextlib.suppress(grpc.RpcError):
+                        stubs.get_info(info_pb2.GetInfoRequest(), timeout=1)
+                        asked = stubs
+            link.unlink()
+            link.symlink_to("v2")
+            server.send_signal(signal.SIGHUP)
+            # "a" is being loaded, and "b" is next.
+            eventually(lambda: any("v2" in file.path for file in first.open_files()))
+            unloading = asked.unload_index.future(index_pb2.UnloadIndexRequest(name="b"), timeout=60)
+            asked.get_info(info_pb2.GetInfoRequest(), timeout=60)
+            second.resume()
+            unloading.result()
+            # Changes are made one after another: by then, all were loaded again.
+            change(asked, versions / "v1", "a")
+            for stubs in connections:
+                listed = stubs.list_indexes(index_pb2.ListIndexesRequest(), timeout=60)
+                assert [each.name for each in listed.indexes] == ["a"]
+
+
 def port_that_no_other_is_given() -> int:
     """A free port, of those that the system gives to nobody who asks for any, as the server then does."""
     lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()

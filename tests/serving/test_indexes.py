@@ -194,6 +194,25 @@ def test_reload_takes_what_is_in_the_place_of_an_index_now(
     run(test())
 
 
+def test_a_reload_leaves_as_it_is_what_is_unloaded_or_rolled_back_meanwhile(
+    versions: Path, encoder: Encoder
+) -> None:
+    async def test() -> None:
+        async with registry_of(
+            encoder, first=versions / "v1", gone=versions / "v2", back=versions / "v1"
+        ) as registry:
+            await registry.load("back", versions / "v2")
+            reloading = asyncio.create_task(registry.reload())
+            while registry.loading != "first":
+                await asyncio.sleep(0)
+            await asyncio.gather(registry.unload("gone"), registry.rollback("back"))
+            await reloading
+            assert registry.names() == ["back", "first"]
+            assert id_of(registry.find("back")[1].index) == "v1/0"
+
+    run(test())
+
+
 def test_an_index_of_another_model_is_refused_and_the_present_one_stays(
     versions: Path, encoder: Encoder, tiny_bundle: Path
 ) -> None:
