@@ -86,10 +86,11 @@ async def in_order(
                 else:
                     answers.append(asyncio.ensure_future(answer(message)))
     finally:
-        unfinished = [future for future in (reading, *answers) if future is not None and not future.done()]
-        for future in unfinished:
+        left = [future for future in (reading, *answers) if future is not None]
+        for future in left:
             future.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        # Those that have failed too, or asyncio would log that nobody asked for their failures.
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 async def answer_chunks(

@@ -1,6 +1,7 @@
 """Chunks to answers, in order and in bounded memory."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -107,6 +108,27 @@ def test_a_failure_comes_after_the_answers_before_it_and_ends_what_is_under_way(
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())
+
+
+def test_of_two_failures_the_first_is_raised_and_the_second_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        both = asyncio.Event()
+
+        async def answer(message: str) -> str:
+            if message == "second":
+                both.set()
+            await both.wait()
+            raise ValueError(message)
+
+        with pytest.raises(ValueError, match="first"):
+            await take(in_order(messages(["first", "second"]), answer, at_a_time=2), [])
+
+    asyncio.run(run())
+    # What nobody asked a task for is logged when it goes.
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_stream_that_breaks_off_is_answered_as_far_as_it_was_read() -> None:
