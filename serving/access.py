@@ -13,6 +13,7 @@ from serving import refusal
 from serving.encoding import count_queries
 from serving.keys import Key, Right, hash_of, read_keys
 from serving.rates import Bucket
+from serving.refusal import Refusal
 from serving.settings import DEFAULT_INDEX
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,11 @@ class Caller:
             shown = [index for index in response.indexes if index.name in self.key.indexes]
             return index_pb2.ListIndexesResponse(indexes=shown)
         return response
+
+    def hide(self, why: Refusal) -> None:
+        """Let a refusal not name what the key may not see: the indexes of others."""
+        if self.key and self.key.indexes:
+            why.indexes = [name for name in why.indexes if name in self.key.indexes]
 
     def _check_index(self, method: str, request: Any) -> None:
         if not self.key or not self.key.indexes:

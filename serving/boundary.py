@@ -148,7 +148,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         del raw
         call.received(request)
         caller.check(method, request)
-        response = caller.visible(await handler.unary_unary(request, context))
+        try:
+            response = caller.visible(await handler.unary_unary(request, context))
+        except Refusal as why:
+            caller.hide(why)
+            raise
         call.answered(response)
         answer: bytes = handler.response_serializer(response)
         self._hold(held, len(answer))
@@ -177,17 +181,21 @@ class Boundary(grpc.aio.ServerInterceptor):
                 caller.check(method, message.request)
                 yield message
 
-        async with aclosing(handler.stream_stream(requests(), context)) as responses:
-            async for response in responses:
-                call.answered(response.response)
-                answer = handler.response_serializer(response)
-                self._hold(held, len(answer))
-                # Returns once gRPC has taken it, which is once the client reads.
-                try:
-                    await context.write(answer)
-                except grpc.aio.InternalError:
-                    raise _gone() from None
-                self._release(held, sizes.popleft() + len(answer))
+        try:
+            async with aclosing(handler.stream_stream(requests(), context)) as responses:
+                async for response in responses:
+                    call.answered(response.response)
+                    answer = handler.response_serializer(response)
+                    self._hold(held, len(answer))
+                    # Returns once gRPC has taken it, which is once the client reads.
+                    try:
+                        await context.write(answer)
+                    except grpc.aio.InternalError:
+                        raise _gone() from None
+                    self._release(held, sizes.popleft() + len(answer))
+        except Refusal as why:
+            caller.hide(why)
+            raise
 
     async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
         """The next message of a stream; None at its end. Who waits for one does not hold up the stopping."""

@@ -34,6 +34,7 @@ class Refusal(Exception):  # noqa: N818
         sentence: What was wrong, where, and what to do.
         details: ``google.rpc`` messages beside the reason.
         metadata: Of the reason.
+        indexes: Those that there are, to be told behind the sentence.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Refusal(Exception):  # noqa: N818
         self.sentence = sentence
         self.details = details
         self.metadata: dict[str, str] = {}
+        self.indexes: Sequence[str] = ()
 
     def in_chunk(self, number: int, identifier: int) -> Self:
         """Say which chunk of a stream it is for.
@@ -69,8 +71,11 @@ class Refusal(Exception):  # noqa: N818
             anything = any_pb2.Any()
             anything.Pack(detail)
             packed.append(anything)
+        message = self.sentence
+        if self.indexes:
+            message += f"; the indexes are {', '.join(self.indexes)}"
         return rpc_status.to_status(
-            status_pb2.Status(code=self.code.value[0], message=self.sentence, details=packed)
+            status_pb2.Status(code=self.code.value[0], message=message, details=packed)
         )
 
 
@@ -104,9 +109,12 @@ def no_such_index(name: str, known: Sequence[str]) -> Refusal:
     """A search in an index that is not there."""
     # A name may be as long as a message; the answer's metadata may not.
     shown = name if len(name) <= 64 else f"{name[:64]}…"
-    which = f"the indexes are {', '.join(known)}" if known else "this server has none"
-    sentence = f"there is no index named {shown!r}; {which}" if name else f"name an index; {which}"
-    return Refusal(grpc.StatusCode.NOT_FOUND, "NO_SUCH_INDEX", sentence)
+    sentence = f"there is no index named {shown!r}" if name else "name an index"
+    if not known:
+        sentence += "; this server has none"
+    why = Refusal(grpc.StatusCode.NOT_FOUND, "NO_SUCH_INDEX", sentence)
+    why.indexes = known
+    return why
 
 
 def no_such_record(field: str, identifier: str) -> Refusal:

@@ -129,6 +129,33 @@ def test_the_only_index_of_a_server_is_not_that_of_a_key_for_another(
     assert failure(stubs.search, search(), metadata=bearing("a")).code == grpc.StatusCode.NOT_FOUND
 
 
+def test_a_key_for_some_indexes_is_not_told_the_names_of_others(
+    serve: Serve, tmp_path: Path, index: Path
+) -> None:
+    keys = write_keys(
+        tmp_path / "keys",
+        {
+            "some": {"rights": {"search", "admin"}, "indexes": {"b", "c", "missing"}},
+            "none": {"rights": {"search"}, "indexes": {"missing"}},
+            "all": {"rights": {"search"}},
+        },
+    )
+    stubs = serve(keys=keys, indexes={"b": index, "c": index, "secret": index}, admin=True).stubs
+
+    def search_stream(request: search_pb2.SearchRequest, **options: Any) -> None:
+        list(stubs.search_stream(iter([search_pb2.SearchStreamRequest(request=request)]), **options))
+
+    unload = index_pb2.UnloadIndexRequest(name="missing")
+    for method, request, key, said in (
+        (stubs.search, search("missing"), "some", "there is no index named 'missing'; the indexes are b, c"),
+        (stubs.unload_index, unload, "some", "there is no index named 'missing'; the indexes are b, c"),
+        (stubs.search, search("missing"), "none", "there is no index named 'missing'"),
+        (stubs.search, search("missing"), "all", "the indexes are b, c, secret"),
+        (search_stream, search("missing"), "some", "named 'missing'; the indexes are b, c"),
+    ):
+        assert failure(method, request, metadata=bearing(key)).message.endswith(said)
+
+
 def test_calls_over_the_rate_of_a_key_are_refused_with_a_time_to_wait(serve: Serve, tmp_path: Path) -> None:
     keys = write_keys(
         tmp_path / "keys",
