@@ -120,14 +120,20 @@ class _Worker:
             raise error_of(done["error"])
         return done
 
-    async def listen(self, on_ask: Callable[[dict[str, Any]], None]) -> None:
-        """Hear what it says, until it ends."""
+    async def hear(self) -> dict[str, Any] | None:
+        """The next thing that it says; None where it has ended."""
         assert self.process.stdout  # noqa: S101
         async for said in self.process.stdout:
-            try:
+            # Else a library prints, or it ended in the middle.
+            with contextlib.suppress(ValueError):
                 message = json.loads(said)
-            except ValueError:
-                continue  # A library prints, or it ended in the middle.
+                if isinstance(message, dict):
+                    return message
+        return None
+
+    async def listen(self, on_ask: Callable[[dict[str, Any]], None]) -> None:
+        """Hear what it says, until it ends."""
+        while (message := await self.hear()) is not None:
             if "ask" in message:
                 on_ask(message)
             elif self._done and not self._done.done():
@@ -399,11 +405,8 @@ class _Parent:
 
     async def _first_word(self, worker: _Worker) -> str | None:
         """Wait for what a worker says of its start: None is that it takes calls, else why not, if it said."""
-        assert worker.process.stdout  # noqa: S101
-        said = await worker.process.stdout.readline()
-        try:
-            word = json.loads(said)
-        except ValueError:
+        word = await worker.hear()
+        if word is None:
             return ""
         if "error" in word:
             return str(error_of(word["error"]))

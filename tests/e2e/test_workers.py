@@ -151,6 +151,16 @@ def test_a_worker_that_always_dies_at_its_start_is_given_up(
     assert "Traceback" not in finished.stderr
 
 
+def test_what_a_library_prints_in_a_worker_harms_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prints = "import sys\nif '-c' in sys.orig_argv: print('Loading …', 7, sep='\\n', flush=True)\n"
+    (tmp_path / "sitecustomize.py").write_text(prints)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with serving("--bundle", bundle, "--workers", 2) as (_, target), Client(target) as client:
+        client.encode(["door"])
+
+
 def test_a_hangup_reloads_the_keys_of_every_worker(bundle: Path, tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.toml", {"old": {"rights": {"encode"}}})
     with serving("--bundle", bundle, "--workers", 2, "--keys", keys) as (server, target):
