@@ -44,4 +44,9 @@ def spans_to(environment: Mapping[str, str]) -> "Spans | None":
     except ModuleNotFoundError as error:
         _log.warning("no traces are sent: %s is not installed: pip install 'cognate[otel]'", error.name)
         return None
-    return Spans()
+    try:
+        return Spans()
+    # Whatever OpenTelemetry raises on a value that it cannot read: each of its variables has its own.
+    except Exception as error:
+        _log.warning("no traces are sent: OpenTelemetry refuses its OTEL_ variables: %s", error)
+        return None

@@ -164,6 +164,30 @@ def test_a_collector_that_is_not_there_harms_nobody(
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "abc"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_a_variable_that_opentelemetry_cannot_read_is_a_warning_and_no_traces(
+    serve: Callable[..., Running],
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    running = serve()
+    assert running.stubs.encode(SHORT, timeout=60).embeddings
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "serving.tracing"]
+    assert said.startswith("no traces are sent: OpenTelemetry refuses its OTEL_ variables: ")
+    assert value in said
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {},
