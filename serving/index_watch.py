@@ -97,6 +97,12 @@ class IndexWatch:
                 )
             else:
                 self._newest[name] = order
+                # Older ones are not looked at again, here or not.
+                self._tried = {
+                    folder: tried
+                    for folder, tried in self._tried.items()
+                    if folder.parent != version.folder.parent or version_order(folder.name) >= order
+                }
                 return
 
     def _complain(self, complaint: str) -> None:

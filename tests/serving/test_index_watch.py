@@ -161,6 +161,20 @@ def test_what_was_rolled_back_or_unloaded_stays_so_until_a_newer_version(
     run(test())
 
 
+def test_no_more_is_kept_of_a_version_that_a_newer_one_took_the_place_of(
+    folder: Path, versions: Path, encoder: Encoder
+) -> None:
+    async def test() -> None:
+        async with watched(folder, encoder) as (watch, _):
+            corrupt(versions / "v3")
+            for number in range(2, 8):
+                publish(versions / ("v2", "v1", "v3")[number % 3], folder / f"faq/v{number}")
+                await watch.poll()
+            assert watch._tried.keys() == {folder / "faq/v7"}
+
+    run(test())
+
+
 def test_a_job_that_is_killed_before_it_has_published_is_passed_over(
     folder: Path, bundle: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
