@@ -569,7 +569,11 @@ def _changed(
 def _write_base_warm(_: Searchable, updates: IndexUpdates) -> Base | None:
     base = updates.write_base()
     if base is not None:
-        _warm(base.index)
+        try:
+            _warm(base.index)
+        except BaseException:
+            base.index.close()
+            raise
     return base
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
+import serving.indexes
 from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.index import Index
+from cognate.searchable import Searchable
 from serving.indexes import IndexRegistry
 from serving.refusal import Refusal
 from tests.serving.servers import eventually, version_records, write_index
@@ -223,5 +225,28 @@ def test_an_index_of_another_model_is_refused_and_the_present_one_stays(
             with pytest.raises(FingerprintError):
                 await registry.load("faq", versions / "v4")
             assert id_of(registry.find("faq")[1].index) == "v1/0"
+
+    run(test())
+
+
+def test_a_compacted_version_that_fails_before_it_is_anyones_is_closed(
+    versions: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed: list[Any] = []
+
+    def fail(index: Searchable) -> None:
+        failed.append(index)
+        raise MemoryError
+
+    async def test() -> None:
+        registry = IndexRegistry(fingerprint=encoder.fingerprint, device="cpu", updates=True, compact_after=1)
+        try:
+            await registry.load("faq", versions / "v1")
+            monkeypatch.setattr(serving.indexes, "_warm", fail)
+            await registry.update("faq", lambda updates: updates.apply(deletes=["v1/0"]))
+            await until(lambda: "index faq is not compacted: MemoryError" in caplog.text)
+            assert is_closed(failed[0])
+        finally:
+            registry.close()
 
     run(test())
