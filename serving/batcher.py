@@ -149,7 +149,7 @@ class Batcher:
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches for each that the encoder runs at once.
             on_batch: Called with each batch that the model ran, its tokens, padding included, and the seconds
-                it took.
+                it kept the model busy: those it took, divided by the runs that the encoder makes at once.
         """
         self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
         self.max_queue_tokens = max_queue_tokens or (
@@ -349,7 +349,8 @@ class Batcher:
     def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
         if self._on_batch:
             lengths = [len(call.texts[position]) for call, positions in batch for position in positions]
-            self._on_batch(batch, len(lengths) * self._encoder.padded_length(max(lengths)), seconds)
+            tokens = len(lengths) * self._encoder.padded_length(max(lengths))
+            self._on_batch(batch, tokens, seconds / self._runs_at_once)
         start = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]

@@ -83,7 +83,9 @@ class Metrics(Observer):
             "cognate_batch_padding_tokens", "Tokens of padding that the model ran.", registry=self.registry
         )
         self._batch_seconds = Counter(
-            "cognate_batch_seconds", "Time that the model ran.", registry=self.registry
+            "cognate_batch_seconds",
+            "Time that the model was busy: that of its batches, divided by how many may run at once.",
+            registry=self.registry,
         )
         # labels() costs as much as the counting.
         self._by_code: dict[tuple[str, grpc.StatusCode], tuple[Counter, Histogram]] = {}
@@ -126,7 +128,7 @@ class Metrics(Observer):
         Args:
             batch: Its texts, by call.
             padded_tokens: Its tokens, padding included.
-            seconds: That it took.
+            seconds: That it kept the model busy.
         """
         tokens = sum(len(call.texts[position]) for call, positions in batch for position in positions)
         self._batch_texts.observe(sum(len(positions) for _, positions in batch))

@@ -71,7 +71,8 @@ class View:
         batch_texts: Mean of a batch. None where none ran.
         batch_tokens: Mean of a batch, without padding.
         padding_share: Of the tokens that the model ran, those that were padding.
-        model_busy_share: Of the time, that in which the model ran.
+        model_busy_share: Of the batches that the model may run at once, how many it ran; of several workers,
+            the mean.
         cache_hit_rate: Of the look-ups in caches. None where there was none.
         memory_bytes: Resident.
         gpu_memory_bytes: Used of each GPU, by number.
@@ -301,7 +302,7 @@ def view(before: Reading, now: Reading) -> View:
         batch_texts=round(gain("cognate_batch_texts_sum") / batches, 2) if batches else None,
         batch_tokens=round(tokens / batches, 1) if batches else None,
         padding_share=round(padding / (padding + tokens), 4) if tokens else None,
-        model_busy_share=round(gain("cognate_batch_seconds_total") / seconds, 3),
+        model_busy_share=round(gain("cognate_batch_seconds_total") / seconds / max(1, len(starts)), 3),
         cache_hit_rate=round(hits / looks, 4) if looks else None,
         memory_bytes=int(now.total("process_resident_memory_bytes")),
         gpu_memory_bytes={

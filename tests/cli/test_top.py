@@ -141,6 +141,8 @@ process_start_time_seconds{{worker="0"}} {started}
 process_start_time_seconds{{worker="1"}} 100
 cognate_calls_total{{method="Encode",code="OK",worker="0"}} {calls}
 cognate_calls_total{{method="Encode",code="OK",worker="1"}} {calls}
+cognate_batch_seconds_total{{worker="0"}} {calls}
+cognate_batch_seconds_total{{worker="1"}} {calls}
 cognate_query_cache_hits_total{{worker="0"}} {hits}
 cognate_query_cache_misses_total{{worker="0"}} 10
 """
@@ -152,6 +154,12 @@ def test_rates_are_of_the_interval_and_workers_add_up() -> None:
     assert seen.seconds == 2
     assert seen.methods["Encode"].calls_per_second == 10
     assert seen.cache_hit_rate == 1
+
+
+def test_workers_that_are_all_busy_all_the_time_are_no_busier_than_that() -> None:
+    before = reading(PUBLISHED.format(started=100, calls=50, hits=0), 10.0)
+    seen = view(before, reading(PUBLISHED.format(started=100, calls=52, hits=0), 12.0))
+    assert seen.model_busy_share == 1
 
 
 def test_a_worker_started_anew_has_counted_since_then() -> None:

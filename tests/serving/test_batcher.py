@@ -105,6 +105,22 @@ async def test_the_model_runs_as_many_batches_at_once_as_suit_its_device(encoder
 
 
 @in_loop
+async def test_of_batches_side_by_side_no_more_seconds_are_told_than_pass(encoder: GatedEncoder) -> None:
+    encoder.runs_at_once = 2
+    told: list[float] = []
+    async with batching(encoder, on_batch=lambda _, __, seconds: told.append(seconds)) as batcher:
+        started = time.monotonic()
+        first = await hold(batcher, encoder)
+        second = await start(batcher, [LONG])
+        await asyncio.to_thread(encoder.wait_for, "forward")
+        await asyncio.sleep(0.5)
+        encoder.gate.set()
+        await asyncio.gather(first, second)
+        assert 0.5 <= sum(told) <= time.monotonic() - started
+    encoder.runs_at_once = 1
+
+
+@in_loop
 async def test_a_large_call_is_split_and_a_small_one_goes_between(encoder: GatedEncoder) -> None:
     async with batching(encoder, max_batch_tokens=4 * LONG_TOKENS) as batcher:
         held = await hold(batcher, encoder)
