@@ -8,14 +8,13 @@ import hashlib
 import secrets
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
 from cognate.errors import CognateError
 
 Right = Literal["encode", "search", "write", "admin"]
-RIGHTS: tuple[Right, ...] = get_args(Right)
 
 PREFIX = "cognate_"
 """What every key begins with, so that scanners for leaked secrets can find one."""

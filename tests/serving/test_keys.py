@@ -1,13 +1,14 @@
 """The file of keys: what it takes, and what is wrong in one sentence."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cognate.errors import CognateError
-from serving.keys import PREFIX, RIGHTS, Key, entry, hash_of, new_key, read_keys
+from serving.keys import PREFIX, Key, Right, entry, hash_of, new_key, read_keys
 
 HASH = "a" * 64
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
@@ -34,7 +35,7 @@ def test_keys_are_long_and_never_alike() -> None:
         Key,
         name=NAMES,
         sha256=st.just(HASH),
-        rights=st.frozensets(st.sampled_from(RIGHTS), min_size=1),
+        rights=st.frozensets(st.sampled_from(get_args(Right)), min_size=1),
         indexes=st.none() | st.frozensets(NAMES, min_size=1, max_size=5),
         calls_per_second=RATES,
         texts_per_second=RATES,
