@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import grpc.aio
 
+from serving.callers import TENANT
 from serving.observing import ObservedCall, Observer, caller_trace_id
 
 STANDARD_ERROR = 2
@@ -29,9 +30,6 @@ MAX_LOGGED_CHARACTERS = 256
 
 MAX_LOGGED_NAME = 64
 """Characters of what a caller says about itself."""
-
-TENANT = "cognate-tenant"
-"""The metadata that names the caller's tenant."""
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
