@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cognate.errors import CognateError
+from cognate.records import is_large
 
 MAX_DEPTH = 16
 """Levels of and, or and not."""
@@ -30,8 +31,6 @@ MAX_PATH = 16
 MAX_KEY_BYTES = 256
 MAX_TEXT_BYTES = 1024 * 1024
 """Of a filter's text form."""
-
-INT64 = range(-(2**63), 2**63)
 
 Value = str | int | float | bool
 Path = tuple[str, ...]
@@ -244,7 +243,7 @@ def _check_value(name: str, value: Value, *, only_strings: bool) -> None:
         raise FilterError(f'the filter compares the label, a string, with {value}; write label = "{value}"')
     elif isinstance(value, float) and not math.isfinite(value):
         raise FilterError(f"the filter compares {name} with {value}; give a finite number")
-    elif isinstance(value, int) and value not in INT64:
+    elif isinstance(value, int) and is_large(value):
         raise FilterError(f"the filter compares {name} with {value}, which has more than 64 bits")
 
 

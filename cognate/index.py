@@ -41,7 +41,7 @@ from cognate.matching import Matching
 from cognate.narrowing import NOTHING, Narrowing, narrowed_hits
 from cognate.processors import available_cores
 from cognate.record_file import RecordFile, RecordFileWriter, line
-from cognate.records import Accuracy, Hit, Record
+from cognate.records import LARGE_INTEGER, Accuracy, Hit, Record, has_large_integer
 from cognate.searchable import check_fingerprint, check_search, check_shape
 
 VECTORS = "index.faiss"
@@ -229,11 +229,14 @@ def attributes_text(record: Record, name: str) -> str | None:
     """A record's attributes as JSON; None where it has none.
 
     Raises:
-        CognateError: They are no JSON object; the record is called by its name.
+        CognateError: They are no JSON object, or one with an integer of more than 64 bits; the record is
+            called by its name.
     """
     if record.attributes is None:
         return None
     try:
+        if has_large_integer(record.attributes):
+            raise CognateError(f"{name} has attributes with {LARGE_INTEGER}")
         return json.dumps(record.attributes, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise CognateError(

@@ -25,6 +25,9 @@ MAX_LABEL_BYTES = 4096
 MAX_ATTRIBUTE_DEPTH = 16
 """Levels of objects and lists. Clients of the wire contract cannot parse an answer of twice as many."""
 
+LARGE_INTEGER = "a whole number of more than 64 bits"
+"""What attributes cannot have: filters and Milvus take no such number, and an answer may not hold it."""
+
 PARQUET_BATCH = 1024
 """Rows of a Parquet file that are held at a time."""
 
@@ -303,11 +306,11 @@ def _json_rows(file: IO[bytes], name: str, rejects: Rejects | None) -> Iterator[
         if not line.strip():
             continue
         try:
-            row = json.loads(_decode(line.rstrip()))
+            row = _parsed(_decode(line.rstrip()))
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, found {_type_name(row)}")  # noqa: TRY004
-        except (ValueError, RecursionError) as error:
-            refused = RecordError(name, number, _json_reason(error))
+        except ValueError as error:
+            refused = RecordError(name, number, str(error))
             if rejects is None:
                 raise refused from None
             rejects.add(refused)
@@ -315,12 +318,16 @@ def _json_rows(file: IO[bytes], name: str, rejects: Rejects | None) -> Iterator[
         yield number, row
 
 
-def _json_reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"invalid JSON: {error.msg} at column {error.colno}"
-    if isinstance(error, RecursionError):
-        return "invalid JSON: nested too deep"
-    return str(error)
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("invalid JSON: nested too deep") from None
+    except ValueError:
+        # The one other thing that json refuses, with advice to programmers.
+        raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def _decode(line: bytes) -> str:
@@ -460,8 +467,10 @@ def _attributes(value: object) -> Attributes | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (ValueError, RecursionError):
+        except (json.JSONDecodeError, RecursionError):
             raise ValueError("attributes must be a JSON object") from None
+        except ValueError:
+            raise ValueError(f"attributes have {LARGE_INTEGER}") from None
     if not isinstance(value, dict):
         raise ValueError(f"attributes must be an object, not {_type_name(value)}")  # noqa: TRY004
     try:
@@ -471,7 +480,23 @@ def _attributes(value: object) -> Attributes | None:
     _check_unicode("attributes", dumped)
     if _depth(value) > MAX_ATTRIBUTE_DEPTH:
         raise ValueError(f"attributes are nested deeper than {MAX_ATTRIBUTE_DEPTH} levels")
+    if has_large_integer(value):
+        raise ValueError(f"attributes have {LARGE_INTEGER}")
     return value
+
+
+def is_large(integer: int) -> bool:
+    """Whether an integer has more than 64 bits."""
+    return not -(2**63) <= integer < 2**63
+
+
+def has_large_integer(value: object) -> bool:
+    """Whether a JSON value is or holds an integer of more than 64 bits."""
+    if isinstance(value, Mapping):
+        return any(map(has_large_integer, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_large_integer, value))
+    return isinstance(value, int) and is_large(value)
 
 
 def _depth(value: object) -> int:

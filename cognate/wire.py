@@ -34,7 +34,7 @@ from cognate.filters import (
     field_text,
     parse,
 )
-from cognate.records import Accuracy, Hit, Record
+from cognate.records import LARGE_INTEGER, Accuracy, Hit, Record, has_large_integer
 from cognate.v1 import embedding_pb2, filter_pb2, index_pb2, info_pb2, search_pb2
 
 
@@ -781,6 +781,9 @@ def _record(position: int, record: object, vector: NDArray[Any] | None, limits: 
     message = index_pb2.Record(id=record.id, text=record.text, label=record.label or "")
     if record.attributes is not None:
         try:
+            # A Struct has doubles alone: it would round them, or take none so large.
+            if has_large_integer(record.attributes):
+                raise CognateError(f"records[{position}] has attributes with {LARGE_INTEGER}")
             message.attributes.update(record.attributes)
         except (ValueError, TypeError, RecursionError):
             raise CognateError(f"records[{position}] has attributes that are no JSON object") from None

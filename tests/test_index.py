@@ -296,6 +296,21 @@ def test_attributes_that_are_no_json_are_refused_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_attributes_with_a_whole_number_of_more_than_64_bits_are_refused(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    build(
+        tmp_path / "index",
+        unit_vectors(2),
+        bundle,
+        [Record("a", attributes={"n": n}) for n in (-(2**63), 2**63 - 1)],
+    )
+    for value in (2**63, -(2**63) - 1, 10**400, 10**5000):
+        with pytest.raises(CognateError, match="record 1 has attributes with a whole number of more than 64"):
+            build(tmp_path / "other", unit_vectors(1), bundle, [Record("a", attributes={"n": [value]})])
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
 def test_two_indexes_of_the_same_records_are_two_versions(tmp_path: Path, bundle: Bundle) -> None:
     for name in ("one", "other"):
         build(tmp_path / name, unit_vectors(3), bundle)

@@ -108,7 +108,7 @@ names = st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=1
 json_values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(2**70), 2**70)
+    | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8")),
     lambda inner: (
@@ -279,7 +279,9 @@ BAD_JSON = {
     b'{"text": "a", "attributes": {"\\ud800": 1}}': "attributes has an unpaired surrogate",
     b'{"text": "a", "attributes": %s}' % (b'{"a":' * 100_000 + b"1" + b"}" * 100_000): "nested too deep",
     b"[" * 100_000: "invalid JSON: nested too deep",
-    b'{"text": "a", "label": %s}' % (b"9" * 5000): "Exceeds the limit",
+    b'{"text": "a", "label": %s}' % (b"9" * 5000): "a whole number has more than 4,300 digits",
+    b'{"text": "a", "attributes": {"x": [%d]}}' % 2**63: "attributes have a whole number of more than",
+    b'{"text": "a", "attributes": {"x": -%s}}' % (b"9" * 400): "attributes have a whole number of more than",
 }
 
 
@@ -304,6 +306,7 @@ BAD_TABLE_ROWS = {
     b'a,x,1,"{"': "attributes must be a JSON object",
     b"a,x,1,[]": "attributes must be an object, not a list",
     b'a,x,1,"{""n"": Infinity}"': "attributes must be made of JSON values",
+    b'a,x,1,"{""n"": %s}"' % (b"9" * 5000): "attributes have a whole number of more than 64 bits",
 }
 
 

@@ -375,6 +375,11 @@ def test_of_two_records_with_one_id_the_last_counts_and_it_is_said(folder: Path)
         ([Record("text")], unit_vectors(1), "record 0 has no id"),
         (written("é" * 257), unit_vectors(1), "record 0 has an id of over 512 bytes"),
         ([Record("text", None, "a", {"n": [float("nan")]})], unit_vectors(1), "record 0 has attributes that"),
+        (
+            [Record("text", None, "a", {"n": 2**63})],
+            unit_vectors(1),
+            "a whole number of more than 64 bits",
+        ),
     ],
 )
 def test_a_batch_with_something_wrong_is_refused_as_a_whole(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cognate.encoder import Encoder
+from cognate.errors import CognateError
 from cognate.index import Index
 from cognate.records import Record
 from cognate.updates import open_index, updates_folder
@@ -364,6 +365,9 @@ def test_from_python_records_are_written_and_deleted(
     assert written.truncated == [False] * 21
     (hit,) = client.search("text 7", 1, input_type="passage")
     assert (hit.id, hit.label, hit.attributes) == ("n-7", "l", {"n": 7})
+    for number in (2**63, 10**400):
+        with pytest.raises(CognateError, match=r"^records\[1\] has attributes with a whole number"):
+            client.upsert([records[0], Record("text", None, "large", {"n": [number]})])
     vectors = encoder.encode(["open the door"])
     client.upsert([Record("other", None, "n-7")], vectors=vectors, fingerprint=encoder.fingerprint)
     assert client.search(vectors[0], 2)[1].id == "n-7"
