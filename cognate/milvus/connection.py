@@ -230,6 +230,7 @@ def _lite_address(location: MilvusLocation) -> str:
     if not Path(location.server).absolute().parent.is_dir():
         raise ArtifactError(f"there is no folder for {location.server}; make it, or give another file")
     logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+    logging.getLogger("grpc._server").addFilter(_is_no_missing_method)
     uri = server_manager_instance.start_and_get_uri(location.server)
     if uri is None:
         raise CognateError(
@@ -237,6 +238,11 @@ def _lite_address(location: MilvusLocation) -> str:
             "a time can; stop that, or run a Milvus server"
         )
     return str(uri).removeprefix("http://")
+
+
+def _is_no_missing_method(logged: logging.LogRecord) -> bool:
+    """Whether it is not of a method that milvus-lite lacks: pymilvus asks for one, and does without it."""
+    return logged.getMessage() != "Exception calling application: Method not implemented!"
 
 
 def _short(error: object) -> str:
