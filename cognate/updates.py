@@ -84,6 +84,23 @@ def state_of(folder: Path) -> State:
     return state
 
 
+def check_no_updates(folder: Path) -> None:
+    """Refuse a place for a new index that has the updates of a former one beside it, compacted or not.
+
+    Args:
+        folder: Where the index shall be.
+
+    Raises:
+        ArtifactError: There are some, with which the new index could not be opened; or they are damaged.
+    """
+    updates = updates_folder(folder)
+    if read_state(updates) is not None:
+        raise ArtifactError(
+            f"{updates} holds updates of the index that was at {folder}, and a new one there could not be "
+            f"opened; give another --out, or delete {updates} where the new index can be without them"
+        )
+
+
 def open_index(
     folder: str | Path,
     *,

@@ -31,7 +31,7 @@ from cognate.index_kinds import Layout
 from cognate.milvus.location import MilvusLocation
 from cognate.records import Record, Rejects
 from cognate.searchable import index_location
-from cognate.updates import open_index
+from cognate.updates import check_no_updates, open_index
 from indexer.chunk_encoding import ChunkEncoder, Cluster, open_encoder
 from indexer.milvus_job import MilvusJob
 from indexer.sources import Source, index_records, open_source
@@ -122,9 +122,9 @@ def build(
 
     Raises:
         CognateError: A bad line, two records with one id, no record at all, a damaged bundle, a kind that
-            cannot be built, a source that cannot be read, a destination that exists or cannot be written, a
-            cluster that is not there, or an interrupted job of other input or settings. The destination is as
-            it was then; what was done is kept in the work folder.
+            cannot be built, a source that cannot be read, a destination that exists, cannot be written or has
+            updates beside it, a cluster that is not there, or an interrupted job of other input or settings.
+            The destination is as it was then; what was done is kept in the work folder.
     """
     place = index_location(destination)
     tally = tally if tally is not None else Tally()
@@ -134,6 +134,7 @@ def build(
         milvus.check()
     else:
         check_destination(destination, IndexManifest.KIND, force=force)
+        check_no_updates(destination)
     records = source if isinstance(source, Source) else open_source(source)
     opened = Bundle.open(bundle)
     dimension = opened.manifest.dimension

@@ -8,7 +8,7 @@ from cognate.artifact import publishing
 from cognate.errors import CognateError, FingerprintError
 from cognate.index import Index, IndexManifest, IndexWriter
 from cognate.index_kinds import Layout
-from cognate.updates import open_index
+from cognate.updates import check_no_updates, open_index
 from indexer.batch_job import CHUNK, OnDuplicate
 
 
@@ -35,11 +35,12 @@ def merge(
 
     Raises:
         CognateError: Fewer than two indexes, indexes of different bundles, an id that two have, or a
-            destination that exists or cannot be written.
+            destination that exists, cannot be written or has updates beside it.
     """
     if len(indexes) < 2:
         raise CognateError("there is nothing to merge; give at least two indexes")
     destination = Path(destination)
+    check_no_updates(destination)
     with ExitStack() as stack:
         partial = stack.enter_context(publishing(destination, IndexManifest.KIND, force=force))
         opened = [stack.enter_context(closing(open_index(folder, device="cpu"))) for folder in indexes]

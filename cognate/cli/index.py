@@ -311,10 +311,12 @@ def info(
         from cognate.index import IndexManifest
         from cognate.opening import open_index
         from cognate.update_log import read_log
-        from cognate.updates import updates_folder
+        from cognate.updates import state_of, updates_folder
     place = index_location(folder)
     if isinstance(place, Path):
         manifest = IndexManifest.read(place)
+        # Whether the updates are its own.
+        state_of(place)
         log = read_log(updates_folder(place))
         described = manifest.model_dump(mode="json", exclude={"files"}, exclude_none=as_json is False)
         described["bytes"] = sum(digest.size for digest in manifest.files.values())

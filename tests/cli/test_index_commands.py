@@ -84,6 +84,10 @@ def test_an_index_is_updated_and_compacted_on_the_disk(
     assert "nothing has changed" in cognate("index", "compact", index).out
     refused = cognate("index", "update", index, "--bundle", tiny_bundle)
     assert "nothing to do" in refused.check_one_line_error()
+    shutil.rmtree(index)
+    shutil.copytree(versions / "v2", index)
+    refused = cognate("index", "info", index)
+    assert "was built again as version" in refused.check_one_line_error()
 
 
 def test_a_server_is_told_to_write_and_delete_records(

@@ -1,5 +1,6 @@
 """Updating an index from files: what it holds afterwards, and what is refused."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 
 import indexer
 from cognate.encoder import Encoder
-from cognate.errors import CognateError, RecordError
+from cognate.errors import ArtifactError, CognateError, RecordError
 from cognate.records import Rejects
-from cognate.updates import open_index
+from cognate.updates import IndexUpdates, open_index, updates_folder
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,28 @@ def test_what_takes_whole_indexes_takes_their_updates(index: Path, tiny_bundle: 
         held = {record.id: record.text for record in merged.records(merged.all_rows().tolist())}
         assert held == expected | more
         assert verified.min_cosine == pytest.approx(indexer.verify(tmp_path / folder, tiny_bundle).min_cosine)
+
+
+def test_no_index_is_put_where_updates_of_another_lie(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    records = write(tmp_path / "new.jsonl", '{"id": "new", "text": "learn"}\n')
+    others = [tmp_path / "a", tmp_path / "b"]
+    for other in others:
+        indexer.build(records, tiny_bundle, other)
+    indexer.update(index, tiny_bundle, upserts=records)
+    refused = r"index\.updates holds updates of the index that was at .* give another --out, or delete"
+    tally = indexer.Tally()
+    with pytest.raises(ArtifactError, match=refused):
+        indexer.build(records, tiny_bundle, index, force=True, tally=tally)
+    with pytest.raises(ArtifactError, match=refused):
+        indexer.merge(others, index, on_duplicate="last", force=True)
+    assert tally.device == ""
+    assert open_index(index).count == 11
+    # Updates that were compacted are no less another index's, and neither are those of one that is gone.
+    with contextlib.closing(IndexUpdates(index)) as updates:
+        updates.compact()
+    shutil.rmtree(index)
+    with pytest.raises(ArtifactError, match=refused):
+        indexer.build(records, tiny_bundle, index)
+    shutil.rmtree(updates_folder(index))
+    indexer.build(records, tiny_bundle, index)
+    assert open_index(index).count == 1
