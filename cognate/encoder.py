@@ -107,8 +107,10 @@ class Encoder:
             One for each text, in order.
 
         Raises:
-            CognateError: A text is no Unicode text.
+            CognateError: A text is no Unicode text, the texts are no list, or there is no such prompt.
         """
+        _check_list(texts)
+        self._check_input_type(input_type)
         return self._tokenizer.tokenize(texts, self._prompts[input_type])
 
     def padded_length(self, tokens: int) -> int:
@@ -197,9 +199,10 @@ class Encoder:
             (texts, ceil(dimension / 8)).
 
         Raises:
-            CognateError: A text is no Unicode text, or too long and not to be cut; there is no such
-                dimension or format.
+            CognateError: A text is no Unicode text, or too long and not to be cut; the texts are no list;
+                there is no such input_type, dimension or format.
         """
+        _check_list(texts)
         blocks = self.encode_stream(
             texts,
             input_type,
@@ -246,8 +249,11 @@ class Encoder:
             The embeddings in the order of the texts, 4,096 at a time, the last ones fewer.
 
         Raises:
-            CognateError: As ``encode`` does.
+            CognateError: As ``encode`` does, but for texts that are no list: they may be any iterable.
         """
+        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+            raise CognateError(f"texts is of type {type(texts).__name__}; give an iterable of strings")
+        self._check_input_type(input_type)
         vector_formats.check(dimension, self.dimension, vector_format)
         if on_long not in get_args(OnLong):
             raise CognateError(
@@ -279,6 +285,12 @@ class Encoder:
                 first += len(window)
 
         return blocks()
+
+    def _check_input_type(self, input_type: str) -> None:
+        if input_type not in self._prompts:
+            raise CognateError(
+                f"there is no input_type {input_type!r}; choose one of {', '.join(self._prompts)}"
+            )
 
     def _encode(
         self, token_ids: Sequence[Sequence[int]], texts: int, on_progress: Callable[[int], None] | None
@@ -351,3 +363,11 @@ class Encoder:
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.runs_at_once, "encode")
+
+
+def _check_list(texts: object) -> None:
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__"):
+        raise CognateError(
+            f"texts is of type {type(texts).__name__}; give a list, even of one (encode_stream takes any "
+            "iterable)"
+        )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,6 +235,25 @@ def test_the_end_of_a_split_text_counts(encoder: Encoder) -> None:
 def test_an_unknown_way_with_long_texts_is_refused(encoder: Encoder) -> None:
     with pytest.raises(CognateError, match="no on_long 'cut'; choose one of truncate, error, split"):
         encoder.encode([], on_long="cut")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("texts", ["abc", b"abc", (text for text in TEXTS), None], ids=type)
+def test_what_is_no_list_of_texts_is_refused(encoder: Encoder, texts: Any) -> None:
+    for method in (encoder.encode, encoder.tokenize):
+        with pytest.raises(CognateError, match=rf"texts is of type {type(texts).__name__}; give a list"):
+            method(texts)
+
+
+@pytest.mark.parametrize("texts", ["abc", b"abc", None], ids=type)
+def test_what_is_no_stream_of_texts_is_refused_before_it_is_read(encoder: Encoder, texts: Any) -> None:
+    with pytest.raises(CognateError, match=rf"texts is of type {type(texts).__name__}; give an iterable of"):
+        encoder.encode_stream(texts)
+
+
+def test_an_unknown_input_type_is_refused(encoder: Encoder) -> None:
+    for method in (encoder.encode, encoder.encode_stream, encoder.tokenize):
+        with pytest.raises(CognateError, match="no input_type 'title'; choose one of query, passage"):
+            method([], "title")  # type: ignore[arg-type]
 
 
 # Streams and formats
