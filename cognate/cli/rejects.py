@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cognate.errors import RecordError
+from cognate.errors import CognateError, RecordError
 from cognate.records import Rejects
 
 OnError = Annotated[
@@ -42,10 +42,16 @@ def keep_rejects(on_error: str, path: Path) -> Iterator[Rejects | None]:
 
         def report(error: RecordError) -> None:
             nonlocal file
-            if file is None:
-                # Pairs are read before the folder of --out, and so its parent, is made.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(path.open("w", encoding="utf-8"))
-            file.write(f"{error}\n")
+            try:
+                if file is None:
+                    # Pairs are read before the folder of --out, and so its parent, is made.
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context(path.open("w", encoding="utf-8"))
+                file.write(f"{error}\n")
+            except OSError as why:
+                # Whoever reads the source would take it for an error of that.
+                raise CognateError(
+                    f"{path} cannot be written: {why.strerror}; give another --rejects"
+                ) from why
 
         yield Rejects(report)

@@ -63,6 +63,15 @@ def test_progress_without_a_terminal_is_lines_with_rate_time_left_and_rejects(
     assert " a second, 0:00:00 left, 1 rejects" in last
 
 
+def test_a_file_of_rejects_that_cannot_be_written_is_told_as_such(
+    cognate: Callable, source: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    source.write_text("nonsense\n" + source.read_text())
+    arguments = ("index", "build", source, "--bundle", tiny_bundle, "--out", tmp_path / "index")
+    refused = cognate(*arguments, "--on-error", "skip", "--rejects", tmp_path).check_one_line_error()
+    assert refused == f"error: {tmp_path} cannot be written: Is a directory; give another --rejects"
+
+
 def test_what_to_read_is_given_once(
     cognate: Callable, source: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
