@@ -132,6 +132,11 @@ def find_remote(url: str) -> list[Remote]:
         raise CognateError(f"{name} needs what is not installed; run: pip install {package}") from error
     except ValueError as error:
         raise CognateError(f"{name} cannot be read: {error}") from None
+    except Exception as error:
+        # Some protocols, such as ftp, connect already here.
+        raise CognateError(
+            f"{name} cannot be read: {_reason(error).replace(url, name)}; try again later"
+        ) from error
     is_pattern = protocol not in ("http", "https") and glob.has_magic(path)
     with _errors_told(name, path):
         paths = sorted(_patiently(lambda: filesystem.glob(path))) if is_pattern else [path]

@@ -76,6 +76,10 @@ def test_sources_that_are_not_there_are_refused_before_any_work(files: Path, tmp
         (["s3://bucket/a.jsonl"], r"s3://bucket/a.jsonl needs .*pip install s3fs"),
         (["gs://bucket/a.jsonl"], r"gs://bucket/a.jsonl needs .*pip install gcsfs"),
         (["nosuch://a.jsonl"], "nosuch://a.jsonl cannot be read: Protocol not known"),
+        (
+            ["ftp://u:p@localhost:1/a.jsonl"],
+            "^ftp://localhost:1/a.jsonl cannot be read: .*refused; try again",
+        ),
     ):
         with pytest.raises(CognateError, match=message):
             indexer.open_source(sources)
