@@ -12,13 +12,17 @@ from indexer.sources import Source
 ROWS = 1000
 """Rows that are fetched at a time."""
 
+READ_ONLY = {"sqlite": "PRAGMA query_only = ON", "postgresql": "SET TRANSACTION READ ONLY"}
+"""By dialect, what lets a query change nothing."""
+
 
 def sql_source(database: str, query: str) -> Source:
     """Read records from the rows of a query: columns text, and label, id and attributes where it has them.
 
     Args:
         database: A URL of SQLAlchemy's: ``sqlite:///file.db``, ``postgresql+psycopg://user:password@host/name``.
-        query: A SELECT statement. An interrupted job can go on only where it has an ORDER BY.
+        query: A SELECT statement; one that changes anything is refused by SQLite and PostgreSQL. An
+            interrupted job can go on only where it has an ORDER BY.
 
     Raises:
         CognateError: It is no such URL, or SQLAlchemy or the database's driver is not installed.
@@ -49,9 +53,13 @@ def sql_source(database: str, query: str) -> Source:
         number = 0
         try:
             with engine.connect() as connection:
+                if read_only := READ_ONLY.get(engine.dialect.name):
+                    connection.exec_driver_sql(read_only)
                 # The server keeps the result, and sends it as it is read.
                 streaming = connection.execution_options(stream_results=True, max_row_buffer=ROWS)
                 with streaming.execute(sqlalchemy.text(query)) as result:
+                    if not result.returns_rows:
+                        raise CognateError(f"{name}: the query gives no rows; give a SELECT")
                     if "text" not in result.keys():  # noqa: SIM118, no mapping
                         columns = ", ".join(result.keys())
                         raise CognateError(f"the query has no column named text; it has {columns}")

@@ -307,6 +307,9 @@ def test_what_is_wrong_with_a_query_is_one_sentence(database: str) -> None:
         (database, "SELECT missing", r"sqlite:///.*faq.db: the query failed after 0 rows: no such column"),
         (database, "SELECT question FROM faq", "the query has no column named text; it has question"),
         (database, "SELECT 7 AS text", r"faq.db:1: text must be a string"),
+        (database, "DROP TABLE faq", r"faq.db: the query failed after 0 rows: attempt to write a readonly"),
+        (database, "INSERT INTO faq VALUES (1, 'a', 'b', 'c')", r"attempt to write a readonly database"),
+        (database, "PRAGMA cache_size = 9", r"sqlite:///.*faq.db: the query gives no rows; give a SELECT"),
         (database + "x", QUERY, "the database .*x does not exist"),
         ("no url with a secret", QUERY, "--database is no URL"),
         ("postgresql+nosuch://u:secret@h/d", QUERY, "--database is no URL"),
@@ -314,6 +317,7 @@ def test_what_is_wrong_with_a_query_is_one_sentence(database: str) -> None:
         with pytest.raises(CognateError, match=message) as error:
             rows(url, query)
         assert "secret" not in str(error.value)
+    assert rows(database, QUERY) == 300
     told: list[RecordError] = []
     assert rows(database, "SELECT 7 AS text UNION SELECT 'a' ORDER BY 1 DESC", Rejects(told.append)) == 1
     assert [error.line for error in told] == [2]
