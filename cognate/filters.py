@@ -438,8 +438,8 @@ class _Parser:
         match = _TOKEN.match(self._text, self._end)
         if match is None:
             rest = self._text[self._end :].lstrip()
-            hint = "; strings are in double quotes" if rest[0] in "'\"" else ""
-            raise FilterError(f"the filter cannot be read at {_shown(rest)}{hint}")
+            hints = {"'": "; strings are in double quotes", '"': ", a quote that is never closed"}
+            raise FilterError(f"the filter cannot be read at {_shown(rest)}{hints.get(rest[0], '')}")
         self._kind = match.lastgroup or "end"
         self._token = match[self._kind]
         self._start = match.start(self._kind)
