@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -33,6 +33,47 @@ TUPLE_LOSSES: dict[Kind, tuple[str, ...]] = {
     "triplets": (*_RANKING[:2], "TripletLoss"),
 }
 """The losses of sentence-transformers that fit each kind of data without labels."""
+
+UNFIT = {
+    # They wrap other losses.
+    "CrossBatchMemory",
+    "GenericPairLoss",
+    "MultipleLosses",
+    "SelfSupervisedLoss",
+    # They take no labels.
+    "EmbeddingsAlreadyPackagedAsTriplets",
+    "ManifoldLoss",
+    "VICRegLoss",
+    # It holds on to the graph of the batch before, so that the second step fails.
+    "DynamicSoftMarginLoss",
+}
+"""What pytorch-metric-learning has besides, which a batch of embeddings and labels cannot train with."""
+
+OWN_DISTANCE = {
+    "AngularLoss",
+    "AngularMiner",
+    "DistanceWeightedMiner",
+    "FastAPLoss",
+    # Its formula is of distances. It takes a similarity for one, and so drives equal labels apart.
+    "RankedListLoss",
+    "SignalToNoiseRatioContrastiveLoss",
+}
+"""Losses and miners that cosine similarity is not for; theirs is a distance of normalised embeddings."""
+
+
+def _classes(library: ModuleType) -> dict[str, type[nn.Module]]:
+    return {
+        name: value
+        for name, value in sorted(vars(library).items())
+        if inspect.isclass(value)
+        and issubclass(value, nn.Module)
+        and not name.startswith("Base")
+        and name not in UNFIT
+    }
+
+
+METRIC_LOSSES = _classes(losses)
+MINERS = _classes(miners)
 
 
 class NotFiniteError(CognateError):
@@ -232,10 +273,10 @@ def make_tuple_loss(
 
 
 def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimension: int) -> nn.Module:
-    """Make a pytorch-metric-learning loss, over cosine similarity where it takes a distance.
+    """Make a pytorch-metric-learning loss, over cosine similarity where it is for that.
 
     Args:
-        name: Its class name.
+        name: Its class name, one of ``METRIC_LOSSES``.
         options: Its arguments.
         labels: How many labels the data has, for losses that learn a vector for each.
         dimension: Components of an embedding, for the same.
@@ -243,17 +284,15 @@ def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimensio
     Raises:
         CognateError: There is no such loss, or it does not take these options.
     """
-    known = {"num_classes": labels, "embedding_size": dimension}
-    return _make(
-        losses, "loss", name, options, lambda wanted: {k: v for k, v in known.items() if k in wanted}
-    )
+    known = {"num_classes": labels, "embedding_size": dimension, "descriptors_dim": dimension}
+    return _make(METRIC_LOSSES, "loss", name, options, known)
 
 
 def make_miner(name: str, options: Mapping[str, Option]) -> nn.Module | None:
-    """Make a pytorch-metric-learning miner, over cosine similarity where it takes a distance.
+    """Make a pytorch-metric-learning miner, over cosine similarity where it is for that.
 
     Args:
-        name: Its class name, or "none".
+        name: Its class name, one of ``MINERS``, or "none".
         options: Its arguments.
 
     Raises:
@@ -261,36 +300,33 @@ def make_miner(name: str, options: Mapping[str, Option]) -> nn.Module | None:
     """
     if name == "none":
         return None
-    return _make(miners, "miner", name, options, lambda wanted: {})
+    return _make(MINERS, "miner", name, options, {})
 
 
 def _make(
-    library: ModuleType,
+    classes: Mapping[str, type[nn.Module]],
     kind: str,
     name: str,
     options: Mapping[str, Option],
-    known: Callable[[set[str]], dict[str, int]],
+    known: Mapping[str, int],
 ) -> nn.Module:
-    classes = {
-        key: value
-        for key, value in vars(library).items()
-        if inspect.isclass(value) and issubclass(value, nn.Module) and not key.startswith("Base")
-    }
     if name not in classes:
-        raise CognateError(f"there is no {kind} {name!r}; those that exist are {', '.join(sorted(classes))}")
+        raise CognateError(f"there is no {kind} {name!r}; those that exist are {', '.join(classes)}")
     wanted = _arguments(classes[name])
     unknown = sorted(set(options) - wanted)
     if unknown:
         raise CognateError(
             f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
         )
+    given: dict[str, Any] = {key: value for key, value in known.items() if key in wanted}
+    if name not in OWN_DISTANCE:
+        given["distance"] = distances.CosineSimilarity()
     try:
-        made: nn.Module = classes[name](**known(wanted), **options, distance=distances.CosineSimilarity())
+        return classes[name](**given, **options)
     except (TypeError, ValueError, AssertionError) as error:
         raise CognateError(
             f"{name} cannot be made from these options: {error or 'a value is wrong'}"
         ) from error
-    return made
 
 
 def _arguments(cls: type) -> set[str]:

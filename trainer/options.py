@@ -10,6 +10,9 @@ Option = bool | int | float | str
 
 LARGEST_BATCH = 65536
 
+WITHOUT_MINER = {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss"}
+"""Losses of pytorch-metric-learning that look at a whole batch, never at what a miner found in it."""
+
 
 class TrainingOptions(pydantic.BaseModel):
     """What decides a run, besides the model and the data.
@@ -17,7 +20,7 @@ class TrainingOptions(pydantic.BaseModel):
     Attributes:
         loss: Class name of a pytorch-metric-learning loss.
         loss_options: Its arguments.
-        miner: Class name of a pytorch-metric-learning miner, or "none".
+        miner: Class name of a pytorch-metric-learning miner, or "none". Some losses take none, and have none.
         miner_options: Its arguments.
         epochs: Times that every record is seen.
         batch_size: Records of a batch, at most; batch_size / records_per_label labels share one. "auto": the
@@ -143,6 +146,13 @@ class TrainingOptions(pydantic.BaseModel):
     checkpoints_kept: int = pydantic.Field(2, ge=1)
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_loss(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("loss") in WITHOUT_MINER:
+            return {"miner": "none", "miner_options": {}, **given}
+        return given
+
     @pydantic.field_validator("batch_size", mode="before")
     @classmethod
     def _size_or_auto(cls, given: object) -> object:
@@ -164,6 +174,8 @@ class TrainingOptions(pydantic.BaseModel):
     def _go_together(self) -> "TrainingOptions":
         if self.monitor != "loss" and self.monitor not in METRICS:
             raise ValueError(f"there is no {self.monitor!r} to monitor; there are loss, {', '.join(METRICS)}")
+        if self.loss in WITHOUT_MINER and self.miner != "none":
+            raise ValueError(f"{self.loss} takes no miner; give miner=none, or leave miner out")
         if self.freeze == "encoder" and self.output_dim is None:
             raise ValueError("freeze=encoder leaves only a head to train; give output_dim, to have one")
         if self.memory and self.batch_size == "auto":

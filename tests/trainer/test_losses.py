@@ -8,7 +8,16 @@ from pytorch_metric_learning import distances, losses, miners
 from sentence_transformers import SentenceTransformer
 
 from cognate.errors import CognateError
-from trainer.losses import MICRO_BATCH, MetricLoss, NotFiniteError, make_loss, make_miner
+from trainer.losses import (
+    METRIC_LOSSES,
+    MICRO_BATCH,
+    MINERS,
+    MetricLoss,
+    NotFiniteError,
+    make_loss,
+    make_miner,
+)
+from trainer.options import TrainingOptions
 
 TEXTS = [f"{'how do i reset the password ' * (1 + n % 5)}{n}" for n in range(3 * MICRO_BATCH + 5)]
 
@@ -52,6 +61,66 @@ def test_embeddings_keep_the_order_of_the_batch(model: SentenceTransformer) -> N
     with torch.no_grad():
         got = ours.embed(model.tokenize(TEXTS)).numpy()
     assert got == pytest.approx(model.encode(TEXTS), abs=1e-5)
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of 16 labels, four each, with a gradient; and the labels."""
+    dice = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) // 4
+    noise, centers = torch.randn(64, 32, generator=dice), torch.randn(16, 32, generator=dice)
+    return torch.nn.functional.normalize(noise + centers[labels]).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+def test_every_listed_loss_trains_with_the_miner_that_it_has_by_default(
+    name: str, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    torch.manual_seed(0)
+    embeddings, labels = batch
+    # This one has no defaults of its own.
+    options = {"margin": 0.4, "Tn": 1.0} if name == "RankedListLoss" else {}
+    loss = make_loss(name, options, labels=16, dimension=32)
+    settings = TrainingOptions(loss=name)
+    miner = make_miner(settings.miner, settings.miner_options)
+    # The second step meets what the first one left behind.
+    for _ in range(2):
+        value = loss(embeddings, labels, miner and miner(embeddings, labels))
+        value.backward()
+        assert torch.isfinite(value)
+    assert torch.isfinite(embeddings.grad).all()
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_every_listed_miner_finds_something_for_the_loss(
+    name: str, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    torch.manual_seed(0)
+    mined = make_miner(name, {})(*batch)
+    assert max(map(len, mined)) > 0
+    assert torch.isfinite(make_loss("TripletMarginLoss", {}, labels=16, dimension=32)(*batch, mined))
+
+
+def test_ranked_lists_bring_equal_labels_near(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    embeddings, labels = batch
+    loss = make_loss("RankedListLoss", {"margin": 0.4, "Tn": 1.0}, labels=16, dimension=32)
+    equal = labels[:, None] == labels
+
+    def similarity() -> float:
+        normal = torch.nn.functional.normalize(embeddings.detach())
+        return (normal @ normal.T)[equal].mean().item()
+
+    before = similarity()
+    loss(embeddings, labels).backward()
+    with torch.no_grad():
+        embeddings -= embeddings.grad
+    assert similarity() > before
+
+
+def test_a_loss_that_takes_no_miner_gets_none_and_says_so_where_one_is_asked_for() -> None:
+    assert TrainingOptions(loss="InstanceLoss").miner == "none"
+    with pytest.raises(ValueError, match="InstanceLoss takes no miner; give miner=none"):
+        TrainingOptions(loss="InstanceLoss", miner="BatchHardMiner")
 
 
 def test_a_loss_that_learns_a_vector_for_each_label_gets_their_number() -> None:
