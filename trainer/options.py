@@ -10,7 +10,7 @@ Option = bool | int | float | str
 
 LARGEST_BATCH = 65536
 
-WITHOUT_MINER = {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss"}
+WITHOUT_MINER = ("InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss")
 """Losses of pytorch-metric-learning that look at a whole batch, never at what a miner found in it."""
 
 
@@ -19,9 +19,9 @@ class TrainingOptions(pydantic.BaseModel):
 
     Attributes:
         loss: Class name of a pytorch-metric-learning loss.
-        loss_options: Its arguments.
+        loss_options: Its arguments. Another loss than the default one has none unless they are given.
         miner: Class name of a pytorch-metric-learning miner, or "none". Some losses take none, and have none.
-        miner_options: Its arguments.
+        miner_options: Its arguments; as those of the loss.
         epochs: Times that every record is seen.
         batch_size: Records of a batch, at most; batch_size / records_per_label labels share one. "auto": the
             most that fit the memory, found by trying.
@@ -149,8 +149,14 @@ class TrainingOptions(pydantic.BaseModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _defaults_of_the_loss(cls, given: object) -> object:
-        if isinstance(given, dict) and given.get("loss") in WITHOUT_MINER:
-            return {"miner": "none", "miner_options": {}, **given}
+        if not isinstance(given, dict):
+            return given
+        if given.get("loss") in WITHOUT_MINER:
+            given = {"miner": "none", **given}
+        # The default options are those of the default loss and miner; another need not have them.
+        for name in ("loss", "miner"):
+            if name in given and given[name] != cls.model_fields[name].default:
+                given = {f"{name}_options": {}, **given}
         return given
 
     @pydantic.field_validator("batch_size", mode="before")

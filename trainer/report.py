@@ -141,8 +141,10 @@ def reproducing_command(job: Job, name: str) -> str:
     for flag in ("queries", "index"):
         if path := getattr(job, flag):
             words += [f"--{flag}", path]
-    defaults = TrainingOptions().model_dump()
-    for option, value in job.options.model_dump().items():
+    options, defaults = job.options.model_dump(), TrainingOptions().model_dump()
+    # Another loss or miner than the default one has no options unless they are given.
+    defaults |= {f"{name}_options": {} for name in ("loss", "miner") if options[name] != defaults[name]}
+    for option, value in options.items():
         if value != defaults[option]:
             words += ["--set", f"{option}={_as_value(value)}"]
     return shlex.join([*words, "--run", name])

@@ -123,10 +123,12 @@ def train(
     given = {name for name in context.params if _was_given(context, name)}
     options = _config(config)
     options |= {name: context.params[name] for name in FLAGS if name in given}
-    if loss_option is not None or "loss" in given:
-        options["loss_options"] = _options(loss_option or [])
-    if miner_option is not None or "miner" in given:
-        options["miner_options"] = _options(miner_option or [])
+    for name, pairs in (("loss", loss_option), ("miner", miner_option)):
+        if name in given:
+            # The file's options are of the loss or the miner that the file names.
+            options.pop(f"{name}_options", None)
+        if pairs is not None:
+            options[f"{name}_options"] = _options(pairs)
     if logger:
         options["loggers"] = logger
     for pair in set_option or []:

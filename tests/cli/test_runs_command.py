@@ -132,6 +132,12 @@ def test_options_come_from_set_and_from_a_file_flags_first(
     options = json.loads((tmp_path / "out/training.json").read_text())["options"]
     assert (options["epochs"], options["learning_rate"]) == (1, 1e-3)
     assert options["loss_options"] == {"margin": 0.4}
+    # The file's options are of the loss that it names, or of the default one.
+    other = ("--config", tmp_path / "options.toml", "--loss", "SupConLoss", "--set", "miner=none")
+    finished = cognate(*train, "--out", tmp_path / "other", *other)
+    assert finished.code == 0, finished.err
+    options = json.loads((tmp_path / "other/training.json").read_text())["options"]
+    assert (options["loss_options"], options["miner_options"]) == ({}, {})
     for bad, message in (
         ("nonsense", "is no option"),
         ("nonsense=1", "nonsense: "),

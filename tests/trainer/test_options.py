@@ -129,6 +129,18 @@ def test_options_that_contradict_are_refused(options: dict[str, object], message
         TrainingOptions(**options)
 
 
+def test_another_loss_or_miner_has_no_options_but_those_given() -> None:
+    settings = TrainingOptions(loss="SupConLoss", miner="BatchHardMiner")
+    assert (settings.loss_options, settings.miner_options) == ({}, {})
+    assert TrainingOptions(loss="SupConLoss", loss_options={"temperature": 0.2}).loss_options == {
+        "temperature": 0.2
+    }
+    # The default ones keep theirs, by name as well.
+    default = TrainingOptions()
+    assert TrainingOptions(loss=default.loss, miner=default.miner) == default
+    assert default.miner_options == {"margin": 0.2, "type_of_triplets": "semihard"}
+
+
 def test_frozen_weights_stay_and_low_rank_ones_are_merged(data: Path, tiny_model: Path) -> None:
     before = weights(tiny_model)
     after = weights(fit(data, tiny_model, freeze=1).checkpoint)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from cognate.artifact import sha256_file
 from cognate.errors import CognateError
 from cognate.records import Record
 from trainer.evaluations import load_evaluation, load_similarities
-from trainer.report import rewrite_report
+from trainer.job import Job
+from trainer.report import reproducing_command, rewrite_report
 from trainer.similarities import similarities
 
 OPTIONS = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "k": 5, "loss_options": {"margin": 0.3}}
@@ -137,3 +139,13 @@ def test_similarities_are_of_every_positive_but_the_query_itself(run: trainer.Ru
     assert found.positives.sum() == 1
     assert np.flatnonzero(found.positives).tolist() == [64]
     assert np.flatnonzero(found.negatives).tolist() == [0]
+
+
+def test_the_command_gives_the_options_of_another_loss_even_where_they_equal_the_default_ones() -> None:
+    options = trainer.TrainingOptions(loss="MarginLoss", loss_options={"margin": 0.2}, miner="none")
+    job = Job(
+        model="minilm", train_data=["a.jsonl"], queries=None, index=None, out=None, options=options, sha256={}
+    )
+    words = shlex.split(reproducing_command(job, "again"))
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    assert given == {"loss": "MarginLoss", "loss_options": '{"margin": 0.2}', "miner": "none"}
