@@ -1,6 +1,6 @@
 """The hyper-parameters of a training run, checked before anything is loaded."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -9,6 +9,18 @@ from cognate.metrics import METRICS
 Option = bool | int | float | str
 
 LARGEST_BATCH = 65536
+
+
+def _as_one(value: Any, check: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    # pydantic has a message for each of the types, the first of which is of a boolean.
+    try:
+        return check(value)
+    except pydantic.ValidationError:
+        raise ValueError(f"{value!r} is no number, no text and neither true nor false") from None
+
+
+_Value = Annotated[Option, pydantic.WrapValidator(_as_one)]
+_OptimizerValue = Annotated[Option | list[float] | None, pydantic.WrapValidator(_as_one)]
 
 WITHOUT_MINER = ("InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss")
 """Losses of pytorch-metric-learning that look at a whole batch, never at what a miner found in it."""
@@ -93,23 +105,23 @@ class TrainingOptions(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     loss: str = "TripletMarginLoss"
-    loss_options: dict[str, Option] = {"margin": 0.2}
+    loss_options: dict[str, _Value] = {"margin": 0.2}
     miner: str = "TripletMarginMiner"
-    miner_options: dict[str, Option] = {"margin": 0.2, "type_of_triplets": "semihard"}
+    miner_options: dict[str, _Value] = {"margin": 0.2, "type_of_triplets": "semihard"}
     epochs: int = pydantic.Field(3, ge=1, le=1000)
     batch_size: int | Literal["auto"] = 128
     records_per_label: int = pydantic.Field(4, ge=2, le=1024)
     sampler: Literal["auto", "class", "random"] = "auto"
     learning_rate: float = pydantic.Field(2e-5, gt=0, le=1)
     optimizer: str = "adamw"
-    optimizer_options: dict[str, Option | list[float] | None] = {}
+    optimizer_options: dict[str, _OptimizerValue] = {}
     weight_decay: float | None = pydantic.Field(None, ge=0)
-    loss_optimizer_options: dict[str, Option | list[float] | None] = {}
+    loss_optimizer_options: dict[str, _OptimizerValue] = {}
     layer_decay: float = pydantic.Field(1.0, gt=0, le=1)
     scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = "linear"
-    scheduler_options: dict[str, Option] = {}
+    scheduler_options: dict[str, _Value] = {}
     scheduler_step: Literal["batch", "epoch"] = "batch"
     warmup_ratio: float = pydantic.Field(0.1, ge=0, le=1)
     warmup_steps: int | None = pydantic.Field(None, ge=0)
@@ -145,6 +157,17 @@ class TrainingOptions(pydantic.BaseModel):
     checkpoint_steps: int | None = pydantic.Field(None, ge=1)
     checkpoints_kept: int = pydantic.Field(2, ge=1)
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _exist(cls, given: object) -> object:
+        # pydantic's own refusal lists none.
+        if isinstance(given, dict) and (unknown := [name for name in given if name not in cls.model_fields]):
+            raise ValueError(
+                f"there is no option {', '.join(map(str, unknown))}; "
+                f"those that exist are {', '.join(cls.model_fields)}"
+            )
+        return given
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -122,9 +122,12 @@ def test_what_cannot_be_is_one_line(
         ({"batch_size": "many"}, "number from 4 to 65536, or auto, not 'many'"),
         ({"batch_size": 1}, "number from 4 to 65536, or auto, not 1"),
         ({"batch_size": "auto", "memory": 64}, "give batch_size a number"),
+        ({"margin": 0.3, "loss": "SupConLoss"}, "no option margin; those that exist are loss, .* loggers"),
+        ({"scheduler_options": {"power": [1]}}, r"\[1\] is no number, no text and neither true nor false"),
+        ({"optimizer_options": {"betas": ["x"]}}, r"\['x'\] is no number, no text"),
     ],
 )
-def test_options_that_contradict_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_contradict_or_are_unknown_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         TrainingOptions(**options)
 
