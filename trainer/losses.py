@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cognate.errors import CognateError
 from trainer.gathering import gathered
 from trainer.kinds import Kind
-from trainer.options import Option
+from trainer.options import Option, check_values
 from trainer.packing import cut, embed_packed, is_packable
 
 MICRO_BATCH = 32
@@ -59,6 +59,23 @@ OWN_DISTANCE = {
     "SignalToNoiseRatioContrastiveLoss",
 }
 """Losses and miners that cosine similarity is not for; theirs is a distance of normalised embeddings."""
+
+NO_FLAG = {
+    "args",
+    "kwargs",
+    "self",
+    "distance",
+    # Objects, pairs and what the class itself gives to its parent.
+    "allowed_neg_range",
+    "allowed_pos_range",
+    "collect_stats",
+    "embedding_regularizer",
+    "mat_based_loss",
+    "reducer",
+    "weight_init_func",
+    "weight_regularizer",
+}
+"""Arguments of theirs that are no options."""
 
 
 def _classes(library: ModuleType) -> dict[str, type[nn.Module]]:
@@ -257,14 +274,16 @@ def make_tuple_loss(
         raise CognateError(f"there is no loss {name!r} for {kind}; those that exist are {', '.join(fit)}")
     cls = getattr(tuple_losses, name)
     wanted = {
-        key
+        key: value.default
         for key, value in inspect.signature(cls).parameters.items()
         if isinstance(value.default, bool | int | float | str)
-    } - {"gather_across_devices", "show_progress_bar"}
-    if unknown := sorted(set(options) - wanted):
+        and key not in ("gather_across_devices", "show_progress_bar")
+    }
+    if unknown := sorted(set(options) - set(wanted)):
         raise CognateError(
             f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
         )
+    check_values(name, options, wanted)
     try:
         loss: nn.Module = cls(model, **options)
     except (TypeError, ValueError) as error:
@@ -313,11 +332,20 @@ def _make(
     if name not in classes:
         raise CognateError(f"there is no {kind} {name!r}; those that exist are {', '.join(classes)}")
     wanted = _arguments(classes[name])
-    unknown = sorted(set(options) - wanted)
+    unknown = sorted(set(options) - set(wanted))
     if unknown:
         raise CognateError(
             f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
         )
+    check_values(name, options, wanted)
+    # pytorch-metric-learning takes any other text for "all", or fails at the first batch.
+    triplets = options.get("type_of_triplets", "all")
+    if triplets not in ("all", "hard", "semihard", "easy"):
+        raise CognateError(
+            f"{name}'s option type_of_triplets must be all, hard, semihard or easy, not {triplets!r}"
+        )
+    if isinstance(number := options.get("triplets_per_anchor"), str) and number != "all":
+        raise CognateError(f"{name}'s option triplets_per_anchor must be a number, or all, not {number!r}")
     given: dict[str, Any] = {key: value for key, value in known.items() if key in wanted}
     if name not in OWN_DISTANCE:
         given["distance"] = distances.CosineSimilarity()
@@ -329,12 +357,17 @@ def _make(
         ) from error
 
 
-def _arguments(cls: type) -> set[str]:
-    """The names of a class's constructor arguments, its parents' included, those that a flag can give."""
-    names: set[str] = set()
+def _arguments(cls: type) -> dict[str, object]:
+    """The defaults of a class's constructor arguments, its parents' included, those that a flag can give.
+
+    0 where there is none: all of those are numbers.
+    """
+    defaults: dict[str, object] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:
             break
         if "__init__" in vars(parent):
-            names |= set(inspect.signature(parent).parameters)
-    return names - {"kwargs", "args", "self", "distance", "reducer", "embedding_regularizer", "collect_stats"}
+            for name, parameter in inspect.signature(parent).parameters.items():
+                missing = parameter.default in (None, parameter.empty)
+                defaults.setdefault(name, 0 if missing else parameter.default)
+    return {name: default for name, default in defaults.items() if name not in NO_FLAG}

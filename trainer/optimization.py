@@ -12,17 +12,18 @@ from transformers.trainer_utils import SchedulerType
 
 from cognate.errors import CognateError
 from trainer.layers import by_depth
-from trainer.options import TrainingOptions
+from trainer.options import TrainingOptions, check_values
 
 UNFIT = {"LBFGS", "Muon", "Optimizer", "SparseAdam"}
 """Those that need a closure, matrices alone or sparse gradients."""
 
 
 def check_optimization(settings: TrainingOptions) -> None:
-    """Refuse names and options that do not exist, before anything is loaded.
+    """Refuse names and options that do not exist, and values of a wrong type, before anything is loaded.
 
     Raises:
-        CognateError: There is no such optimizer, or it or the scheduler has no such option.
+        CognateError: There is no such optimizer, or it or the scheduler has no such option, or not of this
+            type.
     """
     kind = _optimizer_class(settings.optimizer)
     for options in (settings.optimizer_options, settings.loss_optimizer_options):
@@ -115,7 +116,9 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def _check_options(name: str, made: Any, options: Mapping[str, object], without: set[str]) -> None:
-    known = set(inspect.signature(made).parameters) - without
+    parameters = inspect.signature(made).parameters
+    known = set(parameters) - without
     if unknown := sorted(set(options) - known):
         has = ", ".join(sorted(known)) or "none"
         raise CognateError(f"{name} has no option {', '.join(unknown)}; those it has are {has}")
+    check_values(name, options, {key: value.default for key, value in parameters.items()})

@@ -1,9 +1,11 @@
 """The hyper-parameters of a training run, checked before anything is loaded."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from cognate.errors import CognateError
 from cognate.metrics import METRICS
 
 Option = bool | int | float | str
@@ -234,3 +236,29 @@ class TrainingOptions(pydantic.BaseModel):
         """``batch_size``, once it is a number."""
         assert self.batch_size != "auto"  # noqa: S101 - Found before training.
         return self.batch_size
+
+
+def check_values(owner: str, options: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    """Refuse what is not of the type of its default, where that is a number, true or false, or a tuple.
+
+    Args:
+        owner: What the options are of, by its name.
+        options: Those given.
+        defaults: By the name of the option.
+
+    Raises:
+        CognateError: A value is of another type.
+    """
+    for name, value in options.items():
+        default = defaults.get(name)
+        if isinstance(default, bool):
+            fits, what = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            fits, what = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        elif isinstance(default, tuple):
+            fits = isinstance(value, list) and len(value) == len(default)
+            what = f"a list of {len(default)} numbers"
+        else:
+            continue
+        if not fits:
+            raise CognateError(f"{owner}'s option {name} must be {what}, not {value!r}")

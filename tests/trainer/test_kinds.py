@@ -118,6 +118,7 @@ def test_a_run_on_pairs_goes_on_to_the_same(data: Path, tiny_model: Path) -> Non
             "no loss 'CoSENTLoss' for pairs; .*Cached",
         ),
         (ROWS["pairs"], {"loss_options": {"scael": 1}}, CognateError, "has no option scael; those .*scale"),
+        (ROWS["pairs"], {"loss_options": {"scale": "x"}}, CognateError, "scale must be a number, not 'x'"),
         (ROWS["pairs"], {"val_split": 0.1}, CognateError, "val_split needs labels, and the data has pairs"),
         (ROWS["pairs"], {"miner": "BatchHardMiner"}, CognateError, "a miner needs labels"),
         (ROWS["pairs"][:1], {}, CognateError, "has 1 rows"),

@@ -148,6 +148,51 @@ def test_an_unknown_name_or_option_is_told_with_those_that_exist(make, message: 
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: make_loss("TripletMarginLoss", {"margin": "abc"}, labels=2, dimension=8),
+            "TripletMarginLoss's option margin must be a number, not 'abc'",
+        ),
+        (
+            lambda: make_loss("TripletMarginLoss", {"margin": True}, labels=2, dimension=8),
+            "margin must be a number, not True",
+        ),
+        (
+            lambda: make_loss("TripletMarginLoss", {"swap": "yes"}, labels=2, dimension=8),
+            "swap must be true or false, not 'yes'",
+        ),
+        (
+            lambda: make_loss("TripletMarginLoss", {"triplets_per_anchor": "many"}, labels=2, dimension=8),
+            "triplets_per_anchor must be a number, or all, not 'many'",
+        ),
+        (
+            lambda: make_loss(
+                "RankedListLoss", {"margin": 0.4, "Tn": 1, "alpha": "x"}, labels=2, dimension=8
+            ),
+            "alpha must be a number, not 'x'",
+        ),
+        (
+            lambda: make_loss("ProxyAnchorLoss", {"weight_init_func": "x"}, labels=2, dimension=8),
+            "no option weight_init_func",
+        ),
+        (
+            lambda: make_miner("TripletMarginMiner", {"type_of_triplets": "bogus"}),
+            "type_of_triplets must be all, hard, semihard or easy, not 'bogus'",
+        ),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_option(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CognateError, match=message):
+        make()
+
+
+def test_a_number_of_triplets_and_whole_numbers_are_taken() -> None:
+    options = {"margin": 1, "triplets_per_anchor": 5}
+    assert make_loss("TripletMarginLoss", options, labels=2, dimension=8).triplets_per_anchor == 5
+
+
 def test_a_loss_that_is_not_finite_stops(model: SentenceTransformer) -> None:
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))

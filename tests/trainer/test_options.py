@@ -90,6 +90,17 @@ def test_a_run_with_these_options_gives_a_changed_model_that_opens(
         ({"optimizer_options": {"momentum": 1}}, "adamw has no option momentum; those it has are .*betas"),
         ({"optimizer_options": {"betas": [2.0, 1.0]}}, "adamw cannot be made from these options"),
         ({"scheduler_options": {"power": 1}}, "linear has no option power; those it has are none"),
+        (
+            {"scheduler": "polynomial", "scheduler_options": {"power": "abc"}},
+            "polynomial's option power must be a number, not 'abc'",
+        ),
+        (
+            {"scheduler": "cosine_with_restarts", "scheduler_options": {"num_cycles": "abc"}},
+            "num_cycles must be a number, not 'abc'",
+        ),
+        ({"loss_optimizer_options": {"lr": "abc"}}, "adamw's option lr must be a number, not 'abc'"),
+        ({"optimizer_options": {"betas": [0.9]}}, "betas must be a list of 2 numbers, not .0.9."),
+        ({"loss_options": {"margin": "abc"}}, "TripletMarginLoss's option margin must be a number"),
         ({"loss_optimizer_options": {"lr": 1.0}}, "TripletMarginLoss has no weights"),
         (
             {"memory": 8, "loss": "ArcFaceLoss", "loss_options": {}},
