@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -200,9 +200,12 @@ class Server:
             stack.push_async_callback(server.stop, None)
             await server.start()
             self._servers.append(server)
+            boundaries = [boundary]
             if settings.admin_port is not None:
-                await self._start_administration(stack, settings.admin_port, index_service, info)
-            stack.push_async_callback(self._drain, boundary)
+                boundaries.append(
+                    await self._start_administration(stack, settings.admin_port, index_service, info)
+                )
+            stack.push_async_callback(self._drain, boundaries)
             self.indexes = indexes
             self._stack = stack.pop_all()
 
@@ -303,7 +306,7 @@ class Server:
 
     async def _start_administration(
         self, stack: contextlib.AsyncExitStack, port: int, indexes: IndexService, info: InfoService
-    ) -> None:
+    ) -> Boundary:
         """Take the calls that change indexes, and those that tell of them, on a port of their own."""
         boundary = self._make_boundary()
         server = self._make_server(boundary)
@@ -314,14 +317,14 @@ class Server:
         stack.push_async_callback(server.stop, None)
         await server.start()
         self._servers.append(server)
-        stack.push_async_callback(boundary.drain, self.settings.grace_seconds)
+        return boundary
 
-    async def _drain(self, boundary: Boundary) -> None:
+    async def _drain(self, boundaries: Sequence[Boundary]) -> None:
+        """Refuse new calls on all ports at once, and wait for those under way, no longer than the grace."""
         await self._health.enter_graceful_shutdown()
-        if not await boundary.drain(self.settings.grace_seconds):
-            _log.warning(
-                "calls were still under way after %g s, and are cut off", self.settings.grace_seconds
-            )
+        grace = self.settings.grace_seconds
+        if not all(await asyncio.gather(*(boundary.drain(grace) for boundary in boundaries))):
+            _log.warning("calls were still under way after %g s, and are cut off", grace)
 
 
 def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) -> None:

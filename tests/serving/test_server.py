@@ -19,9 +19,9 @@ from grpc_reflection.v1alpha import proto_reflection_descriptor_database
 
 from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
-from cognate.v1 import embedding_pb2, search_pb2
+from cognate.v1 import embedding_pb2, index_pb2, index_pb2_grpc, search_pb2
 from serving.server import SERVICES
-from tests.serving.servers import RECORDS, GatedEncoder, Running, failure, write_index
+from tests.serving.servers import RECORDS, GatedEncoder, Running, Stubs, failure, write_index
 
 SHORT = embedding_pb2.EncodeRequest(texts=["open"])
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -130,6 +130,38 @@ def test_a_server_that_stops_finishes_what_it_accepted_and_refuses_what_comes(
     encoder.gate.set()
     assert accepted.result().embeddings
     running.stop()
+
+
+def test_a_server_that_stops_refuses_what_comes_on_all_of_its_ports(serve_gated: ServeGated) -> None:
+    running, encoder = serve_gated(admin_port=0)
+    encoder.gate.clear()
+    accepted = running.stubs.encode.future(SHORT, timeout=60)
+    encoder.wait_for("forward")
+    with grpc.insecure_channel(f"127.0.0.1:{running.server.admin_port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == SERVING
+        running.begin_to_stop()
+        assert next(watch).status == NOT_SERVING
+        refused = failure(Stubs(channel).list_indexes, index_pb2.ListIndexesRequest())
+    assert refused.reason == "STOPPING"
+    encoder.gate.set()
+    assert accepted.result().embeddings
+
+
+def test_a_change_of_an_index_that_is_cut_off_is_told_of(
+    serve_gated: ServeGated, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, encoder = serve_gated(admin_port=0, updates=True, grace_seconds=0)
+    encoder.gate.clear()
+    request = index_pb2.UpsertRequest(records=[index_pb2.Record(id="new", text="open")])
+    with grpc.insecure_channel(f"127.0.0.1:{running.server.admin_port}") as channel:
+        cut_off = index_pb2_grpc.IndexServiceStub(channel).Upsert.future(request, timeout=60)
+        encoder.wait_for("forward")
+        running.begin_to_stop()
+        assert cut_off.code() == grpc.StatusCode.UNAVAILABLE
+    encoder.gate.set()
+    running.stop()
+    assert "calls were still under way after 0 s, and are cut off" in caplog.text
 
 
 def test_a_large_answer_is_sent_whole_before_the_server_ends(serve_gated: ServeGated) -> None:
