@@ -111,13 +111,15 @@ class Caller:
         allowed = sorted(self.key.indexes)
         if field is None:
             if right_for(method) == "admin":
-                raise refusal.not_permitted(f"the key {self.name!r} is for the indexes {', '.join(allowed)}")
+                raise refusal.not_permitted(
+                    f"the key {self.name!r} is for the indexes {refusal.listed(allowed)}"
+                )
             return
         # Said outright, for the service's own default may be an index that is not the key's.
         if not getattr(request, field) and (len(allowed) == 1 or DEFAULT_INDEX in allowed):
             setattr(request, field, allowed[0] if len(allowed) == 1 else DEFAULT_INDEX)
         if getattr(request, field) not in allowed:
-            raise refusal.not_permitted(f"the key {self.name!r} is for the indexes {', '.join(allowed)}")
+            raise refusal.not_permitted(f"the key {self.name!r} is for the indexes {refusal.listed(allowed)}")
 
     def _check_rate(self, texts: int) -> None:
         now = time.monotonic()

@@ -20,9 +20,15 @@ MAX_RETRY_SECONDS = 60.0
 CALLS_RETRY_SECONDS = 0.25
 """When to come again where calls are too many: nobody knows when one ends."""
 
-
 INDEX_RETRY_SECONDS = 1.0
 """When to come again where the backend of an index does not answer."""
+
+MAX_BYTES = 1000
+"""Of a sentence or a field on its way. A sentence travels up to three times, and over 8 KiB in all gRPC's
+clients may drop what they are told: status, reason and time to wait."""
+
+MAX_NAMES = 20
+"""Of indexes that a sentence lists."""
 
 
 class Refusal(Exception):  # noqa: N818
@@ -64,19 +70,49 @@ class Refusal(Exception):  # noqa: N818
         return self
 
     def status(self) -> grpc.Status:
-        """What gRPC sends: the code, the sentence, and a ``google.rpc.Status`` with the details."""
+        """What gRPC sends, shortened: the code, the sentence and a ``google.rpc.Status`` with the details."""
         reason = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         packed = []
-        for detail in (reason, *self.details):
+        for detail in (reason, *map(_shortened, self.details)):
             anything = any_pb2.Any()
             anything.Pack(detail)
             packed.append(anything)
         message = self.sentence
         if self.indexes:
-            message += f"; the indexes are {', '.join(self.indexes)}"
+            message += f"; the indexes are {listed(self.indexes)}"
         return rpc_status.to_status(
-            status_pb2.Status(code=self.code.value[0], message=message, details=packed)
+            status_pb2.Status(code=self.code.value[0], message=_short(message), details=packed)
         )
+
+
+def _shortened(detail: Message) -> Message:
+    if isinstance(detail, error_details_pb2.BadRequest):
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_short(violation.field), description=_short(violation.description)
+            )
+            for violation in detail.field_violations
+        ]
+        detail = error_details_pb2.BadRequest(field_violations=violations)
+    return detail
+
+
+def _short(text: str) -> str:
+    """Cut what has more than ``MAX_BYTES`` on its way."""
+    size = 0
+    for position, character in enumerate(text):
+        # gRPC sends other bytes as %XX.
+        is_plain = " " <= character <= "~" and character != "%"
+        size += 1 if is_plain else 3 * len(character.encode())
+        if size > MAX_BYTES:
+            return f"{text[:position]}…"
+    return text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of indexes in a sentence: all, or where there are many, the first of them."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def bad_field(field: str, description: str, reason: str = "BAD_FIELD") -> Refusal:

@@ -40,7 +40,7 @@ class EmbeddingServiceStub:
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
-    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_INDEX              NOT_FOUND; the message names those there are, up to 20.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
     BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.
@@ -106,7 +106,7 @@ class EmbeddingServiceServicer:
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
-    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_INDEX              NOT_FOUND; the message names those there are, up to 20.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
     BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.
@@ -204,7 +204,7 @@ class EmbeddingService:
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
-    NO_SUCH_INDEX              NOT_FOUND; the message says which there are.
+    NO_SUCH_INDEX              NOT_FOUND; the message names those there are, up to 20.
     NO_SUCH_RECORD             NOT_FOUND; a query's id is that of no record of the index.
     NO_PREVIOUS_VERSION        FAILED_PRECONDITION; the index has no version to go back to.
     BAD_INDEX                  FAILED_PRECONDITION; the index to open is missing, damaged or too new.

@@ -121,6 +121,17 @@ def test_a_key_for_some_indexes_searches_and_sees_those_alone(serve: Serve, keys
     assert [each.name for each in listed.indexes] == ["default", "other"]
 
 
+def test_a_key_for_many_indexes_is_refused_with_the_first_of_them(
+    serve: Serve, tmp_path: Path, index: Path
+) -> None:
+    many = {f"of-customer-{number:04}" for number in range(1000)}
+    keys = write_keys(tmp_path / "keys", {"a": {"rights": {"search"}, "indexes": many}})
+    refused = failure(serve(keys=keys).stubs.search, search("default"), metadata=bearing("a"))
+    assert refused.reason == "NOT_PERMITTED"
+    assert "is for the indexes of-customer-0000, of-customer-0001, " in refused.message
+    assert refused.message.endswith("of-customer-0019 and 980 more")
+
+
 def test_the_only_index_of_a_server_is_not_that_of_a_key_for_another(
     serve: Serve, tmp_path: Path, index: Path
 ) -> None:

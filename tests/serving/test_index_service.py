@@ -255,6 +255,15 @@ def test_a_name_that_no_index_may_have_is_refused(server: Running, versions: Pat
     assert failure(server.stubs.load_index, request).fields == ["name"]
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "%"])
+def test_a_refusal_that_names_a_long_path_arrives(server: Running, versions: Path, letter: str) -> None:
+    path = f"{versions}/{letter * 5000}"
+    refused = failure(server.stubs.load_index, index_pb2.LoadIndexRequest(name="faq", path=path))
+    assert refused.reason == "BAD_INDEX"
+    assert refused.message.startswith(f"{versions}/{letter * 100}")
+    assert refused.message.endswith("…")
+
+
 @pytest.mark.parametrize("path", ["", "a\0b", "a" * 5000])
 def test_a_path_that_no_folder_can_have_is_refused(server: Running, path: str) -> None:
     request = index_pb2.LoadIndexRequest(name="faq", path=path)

@@ -277,6 +277,8 @@ def nested(levels: int) -> filter_pb2.Filter:
             "has no condition",
         ),
         ({"filter": filter_pb2.Filter(range=filter_pb2.FilterRange(field="a"))}, "filter", "has no bound"),
+        # Longer than the metadata that a client takes.
+        ({"filter": equals(".".join(['"' + "é" * 128 + '"'] * 16))}, "filter", "list for "),
         ({"offset": 15}, "offset", "is 15; with top_k it may be up to 20"),
         ({"offset": 2**32 - 1}, "offset", "with top_k it may be up to 20"),
         ({"exclude_ids": ["x"] * 1001}, "exclude_ids", "has 1001; a search leaves out up to 1000"),

@@ -262,6 +262,15 @@ def test_an_unknown_index_is_not_found_and_the_known_ones_are_named(stubs: Stubs
     assert len(refused.message) < 200
 
 
+def test_of_many_indexes_the_first_are_named(serve: Callable[..., Running], index: Path) -> None:
+    names = [f"{number:03}-{'a' * 40}" for number in range(220)]
+    stubs = serve(indexes=dict.fromkeys(names, index)).stubs
+    request = search_pb2.SearchRequest(queries=[Query(text="a")], top_k=1, index="none")
+    refused = failure(stubs.search, request)
+    assert refused.reason == "NO_SUCH_INDEX"
+    assert refused.message.endswith(f"{names[18]}, {names[19]} and 200 more")
+
+
 def test_without_a_name_the_only_index_is_searched(serve: Callable[..., Running], index: Path) -> None:
     stubs = serve(indexes={"faq": index}).stubs
     assert search(stubs, [Query(text="a")]).index == "faq"
