@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from cognate.devices import Device, IndexDevice, IndexGpus
 from cognate.errors import CognateError
-from cognate.milvus.location import Consistency, MilvusOptions
+from cognate.milvus.location import Consistency, MilvusLocation, MilvusOptions
 from cognate.searchable import Location, index_location
 from serving.logs import LogFormat, LogLevel
 
@@ -38,6 +38,7 @@ _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def _location(value: Any) -> Location:
+    _check_path(value)
     try:
         return index_location(value)
     except CognateError as why:
@@ -271,6 +272,7 @@ def _toml_source(settings_cls: type[BaseSettings], file: Path) -> TomlConfigSett
 def _named(values: Sequence[object]) -> dict[str, str]:
     indexes: dict[str, str] = {}
     for value in values:
+        _check_path(value)
         before, equals, after = str(value).partition("=")
         # A slash before the sign makes it a part of a path.
         name, path = (before, after) if equals and "/" not in before else (DEFAULT_INDEX, str(value))
@@ -280,6 +282,12 @@ def _named(values: Sequence[object]) -> dict[str, str]:
             raise ValueError(f"two indexes are named {name!r}; give each a name of its own with NAME=PATH")
         indexes[name] = path
     return indexes
+
+
+def _check_path(value: object) -> None:
+    if not isinstance(value, str | Path | MilvusLocation):
+        # No TypeError: pydantic makes a sentence of ValueErrors alone.
+        raise ValueError(f"{value!r} is no path; give that of an index, as a string")  # noqa: TRY004
 
 
 def _check_name(name: str) -> None:

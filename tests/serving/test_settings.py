@@ -114,6 +114,10 @@ def test_a_wrong_setting_is_one_sentence(flags: dict[str, Any], sentence: str) -
         (b"\xff\xfe", "cognate.toml is no TOML file"),
         (b"prot = 1", "there is no setting 'prot'; the settings are config, bundle, indexes"),
         (b"port = 'x'\nprot = 1", "there is no setting 'prot'"),
+        (b"indexes = {a = 3}", "the setting indexes.a is wrong: 3 is no path; give that of an index"),
+        (b"indexes = {a = true}", "the setting indexes.a is wrong: True is no path"),
+        (b"[indexes]\na = ['idx']", "the setting indexes.a is wrong: ['idx'] is no path"),
+        (b"indexes = [3]", "the setting indexes is wrong: 3 is no path"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
