@@ -1,6 +1,7 @@
 """``RequestError``: what a call that failed means to its user."""
 
 import re
+import urllib.parse
 from dataclasses import dataclass
 
 import grpc
@@ -12,6 +13,7 @@ from cognate.errors import CognateError
 
 _POSITION = re.compile(r"^(texts|queries|records|ids)\[(\d+)\]")
 _CLOSED = re.compile(r"failed to connect.*Socket closed")
+_TRIED = re.compile(r"last error: [A-Z_]+: ipv[46]:(\S+): ")
 _TLS_REASON = re.compile(r"OPENSSL_internal:([^:]+(?:: [^:]+)?)")
 
 
@@ -105,8 +107,18 @@ def request_error(
     elif code is grpc.StatusCode.UNAVAILABLE:
         # gRPC nests causes: the last one is the one that tells.
         cause = said.rsplit(": ", 1)[-1].rstrip(" ]")
+        also = ""
+        tried = _TRIED.search(said)
+        if tried and (address := urllib.parse.unquote(tried[1])) != target:
+            # A name may have several addresses, as localhost has, and gRPC tells of one alone: at another
+            # there may be a server that refuses the connection, as an attempt before may have told.
+            if earlier is not None and earlier.code is code and earlier.reason is None:
+                return earlier
+            cause += f" at {address}, the last address tried"
+            also = ", and whether the server speaks TLS or asks for a certificate"
         sentence = (
             f"no server answers at {target} ({cause}); start one with `cognate serve`, or check the address"
+            f"{also}"
         )
     elif code is grpc.StatusCode.UNIMPLEMENTED:
         sentence = f"{target} does not know this call ({said}); is it a Cognate server of this version?"

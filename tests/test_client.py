@@ -430,6 +430,21 @@ def test_a_server_that_is_not_there_is_named_with_what_to_do(
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
+def test_of_a_name_the_address_at_which_nothing_listens_is_named(
+    connect: Callable[..., Any], closed_port: str
+) -> None:
+    target = closed_port.replace("127.0.0.1", "localhost")
+    port = target.partition(":")[2]
+    with pytest.raises(RequestError) as caught:
+        connect(target).search("a")
+    assert str(caught.value) in {
+        f"no server answers at {target} (Connection refused at {host}:{port}, the last address tried); "
+        "start one with `cognate serve`, or check the address, and whether the server speaks TLS or asks for "
+        "a certificate"
+        for host in ("127.0.0.1", "[::1]")
+    }
+
+
 def test_a_server_that_is_stopping_is_told_from_one_that_is_not_there(client: Any, peer: Peer) -> None:
     client.info()
     stopping = rich(

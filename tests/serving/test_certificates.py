@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -65,6 +66,22 @@ def test_clients_that_trust_others_or_use_no_tls_are_not(
     with client(running) as plain, pytest.raises(RequestError) as caught:
         plain.search("door")
     assert "closed the connection; does it ask for TLS" in str(caught.value)
+
+
+def test_a_name_with_an_address_at_which_nothing_listens_hides_no_mistake(
+    serve: Serve, authority: Authority, tmp_path: Path, connect: Callable[..., Any]
+) -> None:
+    certificate, key = authority.issue("server")
+    running = serve(tls_certificate=certificate, tls_key=key)
+    for options, sentence in (
+        ({}, "closed the connection; does it ask for TLS"),
+        ({"tls": True}, "certificate verify failed: unable to get local issuer"),
+        ({"ca": Authority(tmp_path, "other").file}, "certificate verify failed: unable to get local issuer"),
+    ):
+        # That is ::1 too, and gRPC tells of the one or the other.
+        wary = connect(f"localhost:{running.server.port}", **options)
+        with pytest.raises(RequestError, match=sentence):
+            wary.search("door")
 
 
 def test_an_expired_certificate_is_not_trusted_and_its_successor_is(
