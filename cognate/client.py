@@ -1,7 +1,6 @@
 """The clients of a Cognate server: ``Client``, and ``AsyncClient`` with the same methods to await."""
 
 import asyncio
-import math
 import queue
 import time
 from collections import deque
@@ -55,6 +54,9 @@ DEFAULT_TIMEOUT = 10.0
 
 STREAM_TIMEOUT = 60.0
 """Seconds that a call of ``encode_stream`` may take: it gives way to other callers, and can wait."""
+
+MAX_TIMEOUT = 365 * 24 * 3600
+"""Seconds. gRPC counts nanoseconds in 64 bits, and takes what is over them for a time that has passed."""
 
 TEXTS_PER_STREAM_CALL = 32
 CALLS_IN_FLIGHT = 4
@@ -112,8 +114,8 @@ class Client:
             certificate: PEM file of the client's certificate and its private key, for a server that asks.
 
         Raises:
-            CognateError: The target is no address, a time no positive number, the tenant, the priority or
-                the key cannot be sent, or a file cannot be read.
+            CognateError: The target is no address, a time no number of seconds up to a year, the tenant, the
+                priority or the key cannot be sent, or a file cannot be read.
         """
         self.target = check_target(target)
         self.timeout = _check_timeout(timeout)
@@ -1001,6 +1003,6 @@ class _Methods:
 
 
 def _check_timeout(timeout: float, name: str = "the timeout") -> float:
-    if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
-        raise CognateError(f"{name} is {timeout!r}; give seconds, more than 0")
+    if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+        raise CognateError(f"{name} is {timeout!r}; give seconds, more than 0 and up to {MAX_TIMEOUT}")
     return timeout

@@ -608,10 +608,17 @@ def test_a_target_without_a_port_means_cognates_own(target: str, address: str) -
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5"])
-def test_a_timeout_that_is_no_positive_number_is_refused(kind: Callable[..., Any], timeout: Any) -> None:
-    with pytest.raises(CognateError, match=r"the timeout is .*; give seconds"):
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5", 1e10])
+def test_a_timeout_that_nobody_can_wait_for_is_refused(kind: Callable[..., Any], timeout: Any) -> None:
+    with pytest.raises(
+        CognateError, match=r"the timeout is .*; give seconds, more than 0 and up to 31536000"
+    ):
         kind("localhost", timeout=timeout)
+
+
+def test_a_call_may_take_a_year(connect: Callable[..., Any], served: Served) -> None:
+    year = 365 * 24 * 3600
+    assert connect(served.target, timeout=year, hedge_after=year).search("a")
 
 
 def test_a_unix_socket_is_a_target(connect: Callable[..., Any], tmp_path: Path) -> None:
