@@ -397,8 +397,9 @@ class Client:
 
         Raises:
             RequestError: The server refused or did not answer; what it served before, it still serves.
+            CognateError: The arguments cannot be sent.
         """
-        request = index_pb2.LoadIndexRequest(name=name, path=path)
+        request = index_pb2.LoadIndexRequest(name=wire.string("name", name), path=wire.string("path", path))
         return wire.index_description(self._call(self._methods.load_index, request, timeout).index)
 
     def rollback_index(self, name: str, *, timeout: float | None = None) -> IndexDescription:
@@ -413,8 +414,9 @@ class Client:
 
         Raises:
             RequestError: The server refused or did not answer.
+            CognateError: The name cannot be sent.
         """
-        request = index_pb2.RollbackIndexRequest(name=name)
+        request = index_pb2.RollbackIndexRequest(name=wire.string("name", name))
         answer = self._call(self._methods.rollback_index, request, timeout, once=True)
         return wire.index_description(answer.index)
 
@@ -427,8 +429,10 @@ class Client:
 
         Raises:
             RequestError: The server refused or did not answer.
+            CognateError: The name cannot be sent.
         """
-        self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
+        request = index_pb2.UnloadIndexRequest(name=wire.string("name", name))
+        self._call(self._methods.unload_index, request, timeout)
 
     def upsert(
         self,
@@ -824,18 +828,19 @@ class AsyncClient:
 
     async def load_index(self, name: str, path: str, *, timeout: float | None = None) -> IndexDescription:
         """As ``Client.load_index``."""
-        request = index_pb2.LoadIndexRequest(name=name, path=path)
+        request = index_pb2.LoadIndexRequest(name=wire.string("name", name), path=wire.string("path", path))
         return wire.index_description((await self._call(self._methods.load_index, request, timeout)).index)
 
     async def rollback_index(self, name: str, *, timeout: float | None = None) -> IndexDescription:
         """As ``Client.rollback_index``."""
-        request = index_pb2.RollbackIndexRequest(name=name)
+        request = index_pb2.RollbackIndexRequest(name=wire.string("name", name))
         answer = await self._call(self._methods.rollback_index, request, timeout, once=True)
         return wire.index_description(answer.index)
 
     async def unload_index(self, name: str, *, timeout: float | None = None) -> None:
         """As ``Client.unload_index``."""
-        await self._call(self._methods.unload_index, index_pb2.UnloadIndexRequest(name=name), timeout)
+        request = index_pb2.UnloadIndexRequest(name=wire.string("name", name))
+        await self._call(self._methods.unload_index, request, timeout)
 
     async def upsert(
         self,

@@ -159,7 +159,7 @@ class FilterError(CognateError):
 
 
 def check(filter: Filter) -> None:  # noqa: A002
-    """Refuse a filter that is over a limit, or that can match nothing for what it is.
+    """Refuse what is no filter, is over a limit, or can match nothing for what it is.
 
     Raises:
         FilterError: It is so.
@@ -185,8 +185,13 @@ def _conditions(filter: Filter, depth: int) -> Iterator[Condition]:  # noqa: A00
             raise FilterError("an `and` or `or` of the filter has nothing in it; give at least one condition")
         for one in inner:
             yield from _conditions(one, depth + 1)
-    else:
+    elif isinstance(filter, Condition):
         yield filter
+    else:
+        raise FilterError(
+            f"a filter is of type {type(filter).__name__}; give text such as 'lang = \"en\"', or what "
+            "cognate.filters makes"
+        )
 
 
 def _too_deep() -> FilterError:

@@ -441,7 +441,7 @@ def search_request(
         raise CognateError(f"min_score is {min_score}; give a cosine between -1 and 1, or None")
     return search_pb2.SearchRequest(
         queries=[_query(position, query) for position, query in enumerate(queries)],
-        index=index or "",
+        index=_optional_string("index", index),
         top_k=_at_least_one("top_k", top_k),
         min_score=min_score,
         input_type=_input_type(input_type),
@@ -564,8 +564,8 @@ def upsert_requests(
         The position of the request's first record, and the request; in order.
 
     Raises:
-        CognateError: There is no record, one cannot be sent or is longer than the server takes, or there are
-            not as many vectors as records.
+        CognateError: There is no record, one cannot be sent or is longer than the server takes, there are
+            not as many vectors as records, or the index or the fingerprint is no string.
     """
     _check_list("records", records)
     if vectors is not None and (not isinstance(vectors, np.ndarray) or len(vectors) != len(records)):
@@ -580,9 +580,9 @@ def upsert_requests(
         yield (
             first,
             index_pb2.UpsertRequest(
-                index=index or "",
+                index=_optional_string("index", index),
                 records=messages[first:end],
-                fingerprint=fingerprint or "",
+                fingerprint=_optional_string("fingerprint", fingerprint),
                 truncation=_truncation(allow_truncation),
             ),
         )
@@ -605,7 +605,7 @@ def delete_requests(
     """Make requests to delete records, each of which a server takes, with the position of its first id.
 
     Raises:
-        CognateError: There is no id, or one is no string.
+        CognateError: There is no id, or one, or the index, is no string.
     """
     _check_list("ids", ids)
     for position, identifier in enumerate(ids):
@@ -615,7 +615,7 @@ def delete_requests(
     most = min(MAX_TEXTS_PER_CALL, limits.max_texts)
     sizes = [ITEM_OVERHEAD + len(identifier.encode()) for identifier in ids]
     for first, end in _ranges(sizes, most, limits.max_message_bytes - REQUEST_OVERHEAD):
-        yield first, index_pb2.DeleteRequest(index=index or "", ids=ids[first:end])
+        yield first, index_pb2.DeleteRequest(index=_optional_string("index", index), ids=ids[first:end])
 
 
 def embeddings(parts: Sequence[embedding_pb2.EncodeResponse], count: int) -> Embeddings:
@@ -842,6 +842,26 @@ def _check_id(field: str, position: int, identifier: object) -> None:
     _check_unicode(field, position, identifier)
 
 
+def string(name: str, value: object) -> str:
+    """Check that a value is a string that can be sent, and give it.
+
+    Raises:
+        CognateError: It is none.
+    """
+    if not isinstance(value, str):
+        raise CognateError(f"{name} is of type {type(value).__name__}; give a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise CognateError(f"{name} has an unpaired surrogate, which no UTF-8 text can have") from None
+    return value
+
+
+def _optional_string(name: str, value: object) -> str:
+    """As ``string``, of what may be None: that is the empty string in the contract."""
+    return "" if value is None else string(name, value)
+
+
 def _check_unicode(field: str, position: int, text: str) -> None:
     try:
         text.encode()
@@ -858,7 +878,7 @@ def _at_least_one(name: str, value: int) -> int:
 def _at_least(name: str, value: int, least: int) -> int:
     # operator.index takes numpy's whole numbers too, and no float.
     if not hasattr(value, "__index__") or not least <= operator.index(value) <= _MAX_UINT32:
-        raise CognateError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        raise CognateError(f"{name} is {value!r}; it must be a whole number, {least} to {_MAX_UINT32}")
     return operator.index(value)
 
 

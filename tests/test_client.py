@@ -27,6 +27,7 @@ import indexer
 from cognate import AsyncClient, Client, Encoder, wire
 from cognate.client import FieldViolation, RequestError
 from cognate.errors import CognateError
+from cognate.filters import Not
 from cognate.records import Hit
 from cognate.v1 import (
     embedding_pb2,
@@ -558,9 +559,18 @@ def test_details_that_cannot_be_read_do_not_hide_the_failure(client: Any, peer: 
         (lambda c: c.encode(["a"], "document"), "input_type is 'document'; it must be one of query, passage"),
         (lambda c: c.encode(["a"], dimension=0), "dimension is 0; it must be"),
         (lambda c: c.encode(["a"], timeout=0), "timeout is 0"),
-        (lambda c: c.search("a", top_k=0), "top_k is 0; it must be a whole number of at least 1"),
+        (lambda c: c.search("a", top_k=0), "top_k is 0; it must be a whole number, 1 to 4294967295"),
         (lambda c: c.search("a", top_k=2.5), "top_k is 2.5"),
-        (lambda c: c.search("a", top_k=2**32), "top_k is 4294967296"),
+        (lambda c: c.search("a", top_k=2**32), "top_k is 4294967296; .* 1 to 4294967295"),
+        (lambda c: c.search("a", offset=2**32), "offset is 4294967296; .* 0 to 4294967295"),
+        (lambda c: c.search("a", filter={"lang": "en"}), "a filter is of type dict; give text such as"),
+        (lambda c: c.search("a", filter=Not("a = 1")), "a filter is of type str; give text such as"),
+        (lambda c: c.search("a", index=3), "index is of type int; give a string"),
+        (lambda c: c.search("a", index="\ud800"), "index has an unpaired surrogate"),
+        (lambda c: c.load_index("a", 3), "path is of type int; give a string"),
+        (lambda c: c.load_index(3, "a"), "name is of type int"),
+        (lambda c: c.rollback_index(3), "name is of type int"),
+        (lambda c: c.unload_index(None), "name is of type NoneType"),
         (lambda c: c.search("a", min_score=float("nan")), "min_score is nan"),
         (lambda c: c.search(None), r"queries\[0\] is of type NoneType"),
         (lambda c: c.search([0.5, 0.5]), r"queries\[0\] is of type list"),

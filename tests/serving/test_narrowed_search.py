@@ -315,7 +315,7 @@ def test_a_message_nested_deeper_than_protobuf_reads_is_refused(stubs: Stubs) ->
     [
         ({"filter": "lang ="}, "needs a string in double quotes"),
         ({"filter": In(("a",), ())}, "list for a is empty"),
-        ({"offset": -1}, "offset is -1; it must be a whole number of at least 0"),
+        ({"offset": -1}, "offset is -1; it must be a whole number, 0 to"),
         ({"exclude_ids": "r1"}, "exclude_ids is a string"),
         ({"exclude_ids": [1]}, r"exclude_ids\[0\] has an id of type int"),
     ],
