@@ -462,7 +462,7 @@ def _no_administration(settings: Settings) -> str:
 
 
 def address_of(host: str, port: int) -> str:
-    """HOST:PORT, as gRPC takes it."""
+    """HOST:PORT, as gRPC takes it and URLs have it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

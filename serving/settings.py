@@ -1,6 +1,7 @@
 """What a server runs and what it takes: from flags, the environment and a TOML file."""
 
 import difflib
+import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -230,8 +231,9 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate and tls_key go together; give both, or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
-        if self.admin_port and self.admin_port == self.port:
-            raise ValueError(f"port and admin_port are both {self.port}; give each its own")
+        for one, other in itertools.combinations(("port", "admin_port", "metrics_port"), 2):
+            if (number := getattr(self, one)) and number == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both {number}; give each its own")
         if self.updates and self.workers > 1:
             raise ValueError("updates need one worker, since one of several only would have them")
         return self

@@ -208,14 +208,16 @@ def serve(
         if server.admin_port is not None:
             _log.info("administration on port %d", server.admin_port)
         if server.metrics_port is not None:
-            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.metrics_port)
+            _log.info(
+                "metrics on http://%s/metrics", serving.address_of(settings.metrics_host, server.metrics_port)
+            )
 
     def all_ready(address: str, admin_port: int | None, metrics_port: int | None) -> None:
         _log.info("serving on %s with %d workers; Ctrl-C stops it", address, settings.workers)
         if admin_port is not None:
             _log.info("administration on port %d", admin_port)
         if metrics_port is not None:
-            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, metrics_port)
+            _log.info("metrics on http://%s/metrics", serving.address_of(settings.metrics_host, metrics_port))
 
     if danger := serving.exposure(settings):
         note(f"warning: {danger}")

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,17 @@ def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(
     finished = run("serve")
     assert finished.returncode == -signal.SIGINT
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_address_of_the_metrics_can_be_opened_as_it_is_told(tiny_bundle: Path, workers: int) -> None:
+    metrics = ("--metrics-host", "::1", "--metrics-port", 0)
+    with serving("--bundle", tiny_bundle, "--workers", workers, *metrics) as (server, _):
+        assert server.stderr
+        told = re.search(r"metrics on (http://\[::1\]:\d+/metrics)", next(server.stderr))
+        assert told
+        with urllib.request.urlopen(told[1], timeout=60) as answer:
+            assert b"cognate_" in answer.read()
 
 
 def test_a_port_in_use_is_one_line(minilm_bundle: Path, sample_index: Path) -> None:

@@ -92,6 +92,8 @@ def test_flags_replace_the_indexes_of_the_file(config: Path) -> None:
         ({"tls_certificate": "c"}, "tls_certificate and tls_key go together"),
         ({"tls_client_ca": "c"}, "tls_client_ca needs tls_certificate and tls_key"),
         ({"port": 7, "admin_port": 7}, "port and admin_port are both 7; give each its own"),
+        ({"port": 7, "metrics_port": 7}, "port and metrics_port are both 7; give each its own"),
+        ({"admin_port": 7, "metrics_port": 7}, "admin_port and metrics_port are both 7; give each its own"),
         ({"workers": 0}, "the setting workers is 0"),
         ({"indexes": ["i", "j"]}, "two indexes are named 'default'; give each a name of its own"),
         ({"indexes": ["a="]}, "'a=' names no path; give [NAME=]PATH"),
@@ -126,6 +128,11 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: 
         Settings.load(bundle="b", config=tmp_path / "cognate.toml")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_free_ports_may_be_taken_for_all() -> None:
+    settings = Settings.load(bundle="b", port=0, admin_port=0, metrics_port=0)
+    assert settings.port == settings.admin_port == settings.metrics_port == 0
 
 
 def test_a_worker_gets_all_settings_the_secret_one_too() -> None:
