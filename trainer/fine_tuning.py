@@ -179,6 +179,10 @@ def _running(folder: RunFolder) -> Iterator[None]:
         log.setLevel(logging.INFO)
         try:
             yield
+        except (KeyboardInterrupt, SystemExit):
+            # Ctrl-C or SIGTERM: what somebody wanted needs no traceback.
+            log.warning("interrupted; go on with it: cognate train --resume %s", folder.name)
+            raise
         except CognateError as error:
             log.error("%s", error)  # noqa: TRY400 - A user's mistake needs no traceback.
             raise

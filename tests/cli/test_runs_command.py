@@ -2,8 +2,13 @@
 
 import html
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +76,42 @@ def test_a_run_that_failed_says_why_and_is_resumed_as_it_was(
     other = cognate("train", records, "--resume", "bad", "--epochs", 3, "--set", "seed=5")
     assert "epochs is 1 in the run, 3 now; seed is 0 in the run, 5 now" in other.check_one_line_error()
     assert "there is no loss 'NoLoss'" in cognate("train", "--resume", "bad").check_one_line_error()
+
+
+def wait_for_a_step(name: str) -> trainer.RunFolder:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if (Path(os.environ["COGNATE_RUNS"]) / name).is_dir():
+            run = trainer.get_run(name)
+            assert run.status().state in ("created", "running"), run.logs()
+            if any(line["kind"] == "step" for line in run.metrics()):
+                return run
+        time.sleep(0.05)
+    raise AssertionError(f"run {name} came to no step")
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(train: tuple[object, ...]) -> None:
+    command = [sys.executable, "-m", "cognate", *map(str, train), "--epochs", "1000", "--run", "cut"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        run = wait_for_a_step("cut")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + signal.SIGINT, "")
+    for told in (err, run.logs()):
+        assert "Traceback" not in told
+        assert told.count("cognate train --resume cut") == 1
+    assert run.status().state == "stopped"
+
+
+def test_a_detached_run_that_gets_sigterm_logs_how_to_go_on(
+    train: tuple[object, ...], cognate: Callable
+) -> None:
+    assert cognate(*train, "--epochs", 1000, "--run", "cut", "--detach").code == 0
+    run = wait_for_a_step("cut")
+    os.kill(json.loads(cognate("runs", "cut", "--json").out)["pid"], signal.SIGTERM)
+    assert "interrupted; go on with it: cognate train --resume cut" in list(run.stream_logs())[-1]
+    assert "Traceback" not in run.logs()
+    assert run.status().state == "stopped"
 
 
 def test_a_run_beside_out_publishes_there(
