@@ -305,6 +305,12 @@ class _Fitting:
                 "%d records are alone in their label, and left out: there is nothing to bring them near to",
                 self.data.dropped,
             )
+        if self.data.tuples and self.data.tuples.apart:
+            log.warning(
+                "%d pairs are marked 0, and left out: their texts do not belong together; call that column "
+                "score to train on both",
+                self.data.tuples.apart,
+            )
         settings, labels = self.job.options, self.data.labels
         if self.data.tuples or settings.batch_size == "auto" or settings.sampler == "random":
             return

@@ -14,6 +14,8 @@ ANCHORS = ("anchor", "query", "question", "sentence1", "text1", "question1", "pr
 POSITIVES = ("positive", "passage", "answer", "sentence2", "text2", "question2", "hypothesis")
 NEGATIVE = "negative"
 SCORES = ("score", "similarity")
+VERDICTS = ("is_duplicate", "label")
+"""Columns that say of each pair whether its texts belong together, where they have 0 and 1."""
 
 LOSSES: dict[Kind, str] = {
     "pairs": "MultipleNegativesRankingLoss",
@@ -31,11 +33,13 @@ class Columns:
         kind: Of its rows.
         texts: The columns of the texts: anchor, positive and, of triplets, negative.
         score: The column of the score, where there is one.
+        verdict: The column that says whether a pair's texts belong together, where there is one.
     """
 
     kind: Kind
     texts: tuple[str, ...] = ()
     score: str | None = None
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class Tuples:
         kind: Which of them.
         texts: Of each row its texts.
         scores: Of each row; empty where there are none.
+        apart: Pairs that are marked 0, which were left out: their texts do not belong together.
     """
 
     kind: Kind
     texts: list[tuple[str, ...]]
     scores: list[float]
+    apart: int = 0
 
 
 def detect(source: str | Path) -> Columns:
@@ -72,7 +78,11 @@ def detect(source: str | Path) -> Columns:
     if NEGATIVE in row:
         return Columns("triplets", (anchor, positive, NEGATIVE))
     score = next((name for name in SCORES if name in row), None)
-    return Columns("pairs" if score is None else "scored pairs", (anchor, positive), score)
+    if score is not None:
+        return Columns("scored pairs", (anchor, positive), score)
+    # A label of another kind, such as a topic, says nothing of the pair.
+    verdict = next((name for name in VERDICTS if row.get(name) in (0, 1, "0", "1")), None)
+    return Columns("pairs", (anchor, positive), verdict=verdict)
 
 
 def detect_all(sources: Sequence[str]) -> Columns:
@@ -92,26 +102,31 @@ def detect_all(sources: Sequence[str]) -> Columns:
 
 
 def read_tuples(sources: Sequence[str]) -> Tuples:
-    """Read pairs, pairs with a score, or triplets.
+    """Read pairs, pairs with a score, or triplets; of pairs that are marked 0 and 1 those of 1.
 
     Raises:
-        RecordError: A text or a score is missing or will not do.
+        RecordError: A text, a score or a mark is missing or will not do.
         CognateError: A file cannot be read, or there are fewer than two rows.
     """
     texts: list[tuple[str, ...]] = []
     scores: list[float] = []
+    apart = 0
     for source in sources:
         columns = detect(source)
         for line, row in read_rows(source):
             try:
+                if columns.verdict is not None and not _belong_together(row, columns.verdict):
+                    apart += 1
+                    continue
                 texts.append(tuple(_text(row, name) for name in columns.texts))
                 if columns.score is not None:
                     scores.append(_score(row, columns.score))
             except ValueError as error:
                 raise RecordError(str(source), line, str(error)) from None
     if len(texts) < 2:
-        raise CognateError(f"{' and '.join(sources)} has {len(texts)} rows; training needs at least two")
-    return Tuples(detect_all(sources).kind, texts, scores)
+        rows = f"{len(texts)} rows that are marked 1" if apart else f"{len(texts)} rows"
+        raise CognateError(f"{' and '.join(sources)} has {rows}; training needs at least two")
+    return Tuples(detect_all(sources).kind, texts, scores, apart)
 
 
 def _text(row: Mapping[str, object], name: str) -> str:
@@ -121,6 +136,13 @@ def _text(row: Mapping[str, object], name: str) -> str:
     if not value.strip():
         raise ValueError(EMPTY_TEXT.replace("text", name))
     return value
+
+
+def _belong_together(row: Mapping[str, object], name: str) -> bool:
+    value = row.get(name)
+    if value not in (0, 1, "0", "1"):
+        raise ValueError(f"{name} must be 0 or 1, as in the first row, not {value!r}")
+    return value in (1, "1")
 
 
 def _score(row: Mapping[str, object], name: str) -> float:

@@ -122,6 +122,13 @@ def test_a_run_on_pairs_goes_on_to_the_same(data: Path, tiny_model: Path) -> Non
         (ROWS["pairs"], {"val_split": 0.1}, CognateError, "val_split needs labels, and the data has pairs"),
         (ROWS["pairs"], {"miner": "BatchHardMiner"}, CognateError, "a miner needs labels"),
         (ROWS["pairs"][:1], {}, CognateError, "has 1 rows"),
+        ([row | {"label": 0} for row in ROWS["pairs"]], {}, CognateError, "has 0 rows that are marked 1"),
+        (
+            [row | {"label": n} for n, row in enumerate(ROWS["pairs"])],
+            {},
+            RecordError,
+            "rows.jsonl:3: label must be 0 or 1, as in the first row, not 2",
+        ),
         ([{"query": "a", "passage": " "}], {}, RecordError, "rows.jsonl:1: the passage is empty"),
         ([{"query": "a", "passage": 1}], {}, RecordError, "rows.jsonl:1: passage must be a string"),
         ([{"query": "a", "passage": "b", "score": "x"}], {}, RecordError, "score must be a number, not 'x'"),
@@ -139,6 +146,34 @@ def test_tuples_that_will_not_do_are_one_line(
     path = write(rows, tmp_path / "rows.jsonl")
     with pytest.raises(error, match=message):
         trainer.fit(str(tiny_model), path, out=tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("first", "second", "mark"), [("question1", "question2", "is_duplicate"), ("query", "passage", "label")]
+)
+def test_of_pairs_that_are_marked_0_and_1_those_of_1_are_positives(
+    first: str, second: str, mark: str, ending: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": n, first: f"open {t}", second: f"{t} open", mark: n % 2, "qid1": 2 * n}
+        for n, t in enumerate(THINGS)
+    ]
+    tuples = read_tuples([str(write(rows, tmp_path / f"rows.{ending}"))])
+    assert tuples.kind == "pairs"
+    assert tuples.texts == [(f"open {t}", f"{t} open") for t in THINGS[1::2]]
+    assert tuples.apart == 3
+
+
+def test_pairs_that_are_left_out_are_told_and_a_label_of_another_kind_marks_nothing(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    marked = [row | {"label": n % 2} for n, row in enumerate(ROWS["pairs"])]
+    path = write(marked, tmp_path / "marked.jsonl")
+    trainer.fit(str(tiny_model), path, out=tmp_path / "out", **OPTIONS)
+    assert "3 pairs are marked 0, and left out" in caplog.text
+    topics = write([row | {"label": "doors"} for row in ROWS["pairs"]], tmp_path / "topics.jsonl")
+    assert len(read_tuples([str(topics)]).texts) == len(ROWS["pairs"])
 
 
 def test_files_of_two_kinds_are_refused(tmp_path: Path, tiny_model: Path) -> None:
