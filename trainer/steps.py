@@ -5,11 +5,12 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
@@ -312,12 +313,20 @@ def _of_tuples(
     )
     if tuples.scores:
         columns["label"] = tuples.scores
-    sampler = SeededBatchSampler(
-        len(tuples.texts),
-        lambda rng: distinct_batches(tuples.texts, batch_size=settings.rows_per_batch, rng=rng),
-        batch_size=settings.rows_per_batch,
-        seed=settings.seed,
-    )
+    size = settings.rows_per_batch
+
+    def draw(rng: np.random.Generator) -> Iterator[list[int]]:
+        # Of scored pairs none is another's negative, so they may share a text.
+        if tuples.scores:
+            return random_batches(len(tuples.texts), batch_size=size, rng=rng)
+        return distinct_batches(tuples.texts, batch_size=size, rng=rng)
+
+    sampler = SeededBatchSampler(len(tuples.texts), draw, batch_size=size, seed=settings.seed)
+    if not len(sampler):
+        raise CognateError(
+            f"there is no batch to train on: all {len(tuples.texts)} {kind} share a text with each other, "
+            "and in a batch no text occurs twice, as each row's are the others' negatives"
+        )
     loss = TupleLoss(made, bf16=settings.precision == "bf16").to(model.device)
     return loss, Dataset.from_dict(columns), sampler
 

@@ -182,6 +182,20 @@ def test_files_of_two_kinds_are_refused(tmp_path: Path, tiny_model: Path) -> Non
         trainer.fit(str(tiny_model), paths, out=tmp_path / "out")
 
 
+def test_scored_pairs_of_one_query_share_batches_and_other_pairs_of_one_cannot(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"query": "open", "passage": f"{t} open", "score": n / 5} for n, t in enumerate(THINGS)]
+    steps: list[trainer.Progress] = []
+    path = write(rows, tmp_path / "scored.jsonl")
+    trainer.fit(str(tiny_model), path, out=tmp_path / "out", on_progress=steps.append, **OPTIONS)
+    assert len(steps) == 2
+    pairs = [{"query": row["query"], "passage": row["passage"]} for row in rows]
+    path = write(pairs, tmp_path / "pairs.jsonl")
+    with pytest.raises(CognateError, match="no batch to train on: all 6 pairs share a text"):
+        trainer.fit(str(tiny_model), path, out=tmp_path / "none", **OPTIONS)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=2), st.integers(2, 5)
 )
