@@ -67,12 +67,13 @@ def read_data(job: Job) -> TrainingData:
             f"{source} has {len(sizes)} labels, {labels} of them with two records or more; training needs at "
             "least two such labels, to tell what belongs together from what does not"
         )
+    dropped = len(records) - len(kept)
     if share := job.options.val_split:
         if job.queries is not None:
             raise CognateError("val_split makes what queries and index give; leave out one of the two")
         kept, apart = _split(kept, share, job.options.seed)
         searched = apart, apart
-    return TrainingData(kept, len(records) - len(kept), searched)
+    return TrainingData(kept, dropped, searched)
 
 
 def _split(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:

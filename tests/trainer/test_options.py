@@ -183,6 +183,7 @@ def test_labels_left_out_by_val_split_are_searched_in_themselves(data: Path, tin
     run = fit(data, tiny_model, queries=None, index=None, val_split=0.3)
     training = json.loads((run.checkpoint / "training.json").read_text())
     assert training["labels"] == 7
+    assert training["records_dropped_as_alone_in_their_label"] == 0
     assert run.evaluations[0].queries == run.evaluations[0].records == 9
     with pytest.raises(CognateError, match="leaves 1 of 10 labels"):
         fit(data, tiny_model, queries=None, index=None, val_split=0.9)
