@@ -50,8 +50,15 @@ def read_data(job: Job) -> TrainingData:
     """Read all that a job names.
 
     Raises:
-        CognateError: A file cannot be read, or cannot be trained on.
+        CognateError: A file cannot be read, or cannot be trained on, or nothing is evaluated and a metric
+            is to be monitored.
     """
+    options = job.options
+    if options.monitored and options.monitor != "loss" and job.queries is None and not options.val_split:
+        raise CognateError(
+            f"there is no {options.monitor} to monitor without evaluation; give queries and index, or "
+            "val_split, or monitor loss"
+        )
     searched = None
     if job.queries is not None and job.index is not None:
         searched = read_queries_and_index(job.queries, job.index)
@@ -68,10 +75,10 @@ def read_data(job: Job) -> TrainingData:
             "least two such labels, to tell what belongs together from what does not"
         )
     dropped = len(records) - len(kept)
-    if share := job.options.val_split:
+    if share := options.val_split:
         if job.queries is not None:
             raise CognateError("val_split makes what queries and index give; leave out one of the two")
-        kept, apart = _split(kept, share, job.options.seed)
+        kept, apart = _split(kept, share, options.seed)
         searched = apart, apart
     return TrainingData(kept, dropped, searched)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from cognate.errors import CognateError
 from trainer.options import TrainingOptions
 
 
@@ -28,16 +27,7 @@ class Monitor:
         self.waited = 0
 
     def update(self, epoch: int, values: dict[str, float]) -> bool:
-        """Look at the values of an epoch, and tell whether it is the best so far.
-
-        Raises:
-            CognateError: What is followed is not among them.
-        """
-        if self._name not in values:
-            raise CognateError(
-                f"there is no {self._name} to monitor without evaluation; give queries and index, or "
-                "val_split, or monitor loss"
-            )
+        """Look at the values of an epoch, and tell whether it is the best so far."""
         value = values[self._name]
         gain = 0.0 if self.best is None else (self.best - value if self._least else value - self.best)
         if self.best is None or gain > self._min_delta:

@@ -208,8 +208,10 @@ def test_training_stops_early_and_keeps_the_best_epoch(data: Path, tiny_model: P
     assert (again.epoch, len(again.evaluations)) == (1, 4)
     files = [run.checkpoint / "model.safetensors", again.checkpoint / "model.safetensors"]
     assert sha256_file(files[0]) == sha256_file(files[1])
+    steps: list[trainer.Progress] = []
     with pytest.raises(CognateError, match="no average_precision to monitor without evaluation"):
-        fit(data, tiny_model, queries=None, index=None, patience=1)
+        fit(data, tiny_model, queries=None, index=None, patience=1, on_progress=steps.append)
+    assert steps == []
     assert fit(data, tiny_model, queries=None, index=None, patience=1, monitor="loss").evaluations == []
 
 
