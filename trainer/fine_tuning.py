@@ -25,7 +25,6 @@ from trainer.evaluations import load_evaluation, save_evaluation
 from trainer.job import Job, make_job
 from trainer.loggers import check_loggers
 from trainer.memory import is_out_of_memory, out_of_memory
-from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
 from trainer.report import write_report
 from trainer.shaping import merge_low_rank, shape
@@ -233,7 +232,6 @@ class _Fitting:
     def _run(self) -> Run:
         started = time.monotonic()
         settings = self.job.options
-        check_optimization(settings)
         set_seed(settings.seed)
         self.encoder = load_encoder(self.job.model)
         log.info("%s, trained on %s", self.job.model, self.data.summary)

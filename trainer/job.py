@@ -10,6 +10,8 @@ from cognate.artifact import sha256_file
 from cognate.errors import CognateError
 from cognate.records import STDIN
 from trainer.kinds import LOSSES, Kind, detect_all
+from trainer.losses import check_losses
+from trainer.optimization import check_optimization
 from trainer.options import TrainingOptions
 
 
@@ -72,7 +74,8 @@ def make_job(
     """Write down what is asked for, with paths that hold wherever it is read.
 
     Raises:
-        CognateError: One of queries and index is missing, or a file is not there.
+        CognateError: One of queries and index is missing, a file is not there, or an option names an
+            optimizer, a loss, a miner or an option of theirs that does not exist.
     """
     if (queries is None) != (index is None):
         raise CognateError("evaluation needs both queries and index; give both, or neither")
@@ -82,6 +85,8 @@ def make_job(
     columns = detect_all([str(path) for path in given])
     if columns.kind != "records":
         options = _for_tuples(options, columns.kind)
+    check_optimization(options)
+    check_losses(options, columns.kind)
     job = Job(
         model=_absolute(model) if Path(model).is_dir() else model,
         train_data=[_absolute(path) for path in given],

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cognate.errors import CognateError
 from trainer.gathering import gathered
 from trainer.kinds import Kind
-from trainer.options import Option, check_values
+from trainer.options import Option, TrainingOptions, check_values
 from trainer.packing import cut, embed_packed, is_packable
 
 MICRO_BATCH = 32
@@ -250,6 +250,20 @@ class TupleLoss(nn.Module):
         return loss
 
 
+def check_losses(settings: TrainingOptions, kind: Kind) -> None:
+    """Refuse a loss, a miner or options of theirs that do not exist, before anything is loaded.
+
+    Raises:
+        CognateError: There is no such loss or miner for this kind of data, or it has no such option.
+    """
+    if kind != "records":
+        _tuple_class(settings.loss, settings.loss_options, kind)
+        return
+    _class(METRIC_LOSSES, "loss", settings.loss, settings.loss_options)
+    if settings.miner != "none":
+        _class(MINERS, "miner", settings.miner, settings.miner_options)
+
+
 def make_tuple_loss(
     name: str,
     options: Mapping[str, Option],
@@ -269,10 +283,19 @@ def make_tuple_loss(
     Raises:
         CognateError: It does not fit the data, or does not take these options.
     """
+    cls = _tuple_class(name, options, kind)
+    try:
+        loss: nn.Module = cls(model, **options)
+    except (TypeError, ValueError) as error:
+        raise CognateError(f"{name} cannot be made from these options: {error}") from error
+    return tuple_losses.MatryoshkaLoss(model, loss, list(dimensions)) if dimensions else loss
+
+
+def _tuple_class(name: str, options: Mapping[str, Option], kind: Kind) -> Callable[..., nn.Module]:
     fit = TUPLE_LOSSES[kind]
     if name not in fit:
         raise CognateError(f"there is no loss {name!r} for {kind}; those that exist are {', '.join(fit)}")
-    cls = getattr(tuple_losses, name)
+    cls: Callable[..., nn.Module] = getattr(tuple_losses, name)
     wanted = {
         key: value.default
         for key, value in inspect.signature(cls).parameters.items()
@@ -284,11 +307,7 @@ def make_tuple_loss(
             f"{name} has no option {', '.join(unknown)}; those it has are {', '.join(sorted(wanted))}"
         )
     check_values(name, options, wanted)
-    try:
-        loss: nn.Module = cls(model, **options)
-    except (TypeError, ValueError) as error:
-        raise CognateError(f"{name} cannot be made from these options: {error}") from error
-    return tuple_losses.MatryoshkaLoss(model, loss, list(dimensions)) if dimensions else loss
+    return cls
 
 
 def make_loss(name: str, options: Mapping[str, Option], *, labels: int, dimension: int) -> nn.Module:
@@ -329,6 +348,22 @@ def _make(
     options: Mapping[str, Option],
     known: Mapping[str, int],
 ) -> nn.Module:
+    cls = _class(classes, kind, name, options)
+    wanted = _arguments(cls)
+    given: dict[str, Any] = {key: value for key, value in known.items() if key in wanted}
+    if name not in OWN_DISTANCE:
+        given["distance"] = distances.CosineSimilarity()
+    try:
+        return cls(**given, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CognateError(
+            f"{name} cannot be made from these options: {error or 'a value is wrong'}"
+        ) from error
+
+
+def _class(
+    classes: Mapping[str, type[nn.Module]], kind: str, name: str, options: Mapping[str, Option]
+) -> type[nn.Module]:
     if name not in classes:
         raise CognateError(f"there is no {kind} {name!r}; those that exist are {', '.join(classes)}")
     wanted = _arguments(classes[name])
@@ -346,15 +381,7 @@ def _make(
         )
     if isinstance(number := options.get("triplets_per_anchor"), str) and number != "all":
         raise CognateError(f"{name}'s option triplets_per_anchor must be a number, or all, not {number!r}")
-    given: dict[str, Any] = {key: value for key, value in known.items() if key in wanted}
-    if name not in OWN_DISTANCE:
-        given["distance"] = distances.CosineSimilarity()
-    try:
-        return classes[name](**given, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise CognateError(
-            f"{name} cannot be made from these options: {error or 'a value is wrong'}"
-        ) from error
+    return classes[name]
 
 
 def _arguments(cls: type) -> dict[str, object]:

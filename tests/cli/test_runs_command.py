@@ -68,14 +68,37 @@ def test_a_detached_run_is_followed_to_its_end(train: tuple[object, ...], cognat
 def test_a_run_that_failed_says_why_and_is_resumed_as_it_was(
     train: tuple[object, ...], records: Path, cognate: Callable
 ) -> None:
-    failed = cognate(*train, "--run", "bad", "--loss", "NoLoss")
-    assert "there is no loss 'NoLoss'" in failed.check_one_line_error()
+    failed = cognate(*train, "--run", "bad", "--set", "freeze=9")
+    assert "nothing to train" in failed.check_one_line_error()
     shown = cognate("runs", "bad", "--json")
     assert json.loads(shown.out)["state"] == "failed"
-    assert "NoLoss" in json.loads(shown.out)["error"]
+    assert "nothing to train" in json.loads(shown.out)["error"]
     other = cognate("train", records, "--resume", "bad", "--epochs", 3, "--set", "seed=5")
     assert "epochs is 1 in the run, 3 now; seed is 0 in the run, 5 now" in other.check_one_line_error()
-    assert "there is no loss 'NoLoss'" in cognate("train", "--resume", "bad").check_one_line_error()
+    assert "nothing to train" in cognate("train", "--resume", "bad").check_one_line_error()
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--optimizer", "nope"),
+        ("--loss", "nope"),
+        ("--miner", "nope"),
+        ("--loss-option", "nope=1"),
+        ("--set", "scheduler_options.nope=1"),
+    ],
+)
+def test_a_name_that_does_not_exist_leaves_no_run(
+    option: tuple[str, ...],
+    detach: tuple[str, ...],
+    train: tuple[object, ...],
+    tmp_path: Path,
+    cognate: Callable,
+) -> None:
+    refused = cognate(*train, "--run", "bad", *option, *detach)
+    assert "nope" in refused.check_one_line_error()
+    assert not (tmp_path / "runs").exists()
 
 
 def wait_for_a_step(name: str) -> trainer.RunFolder:
