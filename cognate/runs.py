@@ -326,10 +326,10 @@ def check_new_run(name: str, runs_in: str | Path | None = None, *, force: bool =
             f"run {name} is running; give another name, or stop it: cognate runs {name} --stop"
         )
     if not force:
-        raise CognateError(
-            f"there is a run {name}, {state}; give another name, --force to replace it, or go on with it: "
-            f"cognate train --resume {name}"
-        )
+        taken = f"there is a run {name}, {state}; give another name"
+        if state == "finished":
+            raise CognateError(f"{taken}, or --force to replace it")
+        raise CognateError(f"{taken}, --force to replace it, or go on with it: cognate train --resume {name}")
 
 
 def create_run(

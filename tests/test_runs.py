@@ -81,6 +81,9 @@ def test_two_runs_of_one_name_are_refused_unless_forced(run: RunFolder, tmp_path
         create_run("first", {}, tmp_path)
     with run.running(), pytest.raises(CognateError, match="is running.*--stop"):
         create_run("first", {}, tmp_path, force=True)
+    with pytest.raises(CognateError, match="there is a run first, finished; .*--force") as finished:
+        create_run("first", {}, tmp_path)
+    assert "--resume" not in str(finished.value)
     assert create_run("first", {"new": 1}, tmp_path, force=True).config() == {"new": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
