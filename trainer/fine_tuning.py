@@ -173,7 +173,7 @@ def _running(folder: RunFolder) -> Iterator[None]:
     with folder.running():
         handler = logging.FileHandler(folder.folder / LOG, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level = log.level
+        level, propagate = log.level, log.propagate
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
@@ -183,9 +183,12 @@ def _running(folder: RunFolder) -> Iterator[None]:
             log.warning("interrupted; go on with it: cognate train --resume %s", folder.name)
             raise
         except CognateError as error:
+            # Whoever called is told by the error itself.
+            log.propagate = False
             log.error("%s", error)  # noqa: TRY400 - A user's mistake needs no traceback.
             raise
         except BaseException as error:
+            log.propagate = False
             log.exception("ended by %s", type(error).__name__)
             raise
         else:
@@ -193,6 +196,7 @@ def _running(folder: RunFolder) -> Iterator[None]:
         finally:
             log.removeHandler(handler)
             log.setLevel(level)
+            log.propagate = propagate
             handler.close()
 
 

@@ -66,10 +66,13 @@ def test_a_detached_run_is_followed_to_its_end(train: tuple[object, ...], cognat
 
 
 def test_a_run_that_failed_says_why_and_is_resumed_as_it_was(
-    train: tuple[object, ...], records: Path, cognate: Callable
+    train: tuple[object, ...], records: Path, cognate: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = cognate(*train, "--run", "bad", "--set", "freeze=9")
     assert "nothing to train" in failed.check_one_line_error()
+    # The terminal has it once, and the run's log as well.
+    assert "nothing to train" not in caplog.text
+    assert "ERROR freeze=9 leaves nothing to train" in cognate("runs", "bad", "--logs").out
     shown = cognate("runs", "bad", "--json")
     assert json.loads(shown.out)["state"] == "failed"
     assert "nothing to train" in json.loads(shown.out)["error"]
