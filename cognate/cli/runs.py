@@ -63,7 +63,8 @@ def runs(
             out.print(str(path))
     else:
         if stop:
-            note(f"{name} ends after the step that it is at …")
+            if run.status().state in ("created", "running"):
+                note(f"{name} ends after the step that it is at …")
             run.stop()
         _state(run, as_json)
 

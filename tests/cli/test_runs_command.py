@@ -62,7 +62,9 @@ def test_a_detached_run_is_followed_to_its_end(train: tuple[object, ...], cognat
     assert "there is a run first, finished" in again.check_one_line_error()
     resumed = cognate("train", "--resume", "first")
     assert "is finished" in resumed.check_one_line_error()
-    assert "is not running" in cognate("runs", "first", "--stop").check_one_line_error()
+    stopped = cognate("runs", "first", "--stop")
+    assert "is not running" in stopped.check_one_line_error()
+    assert "ends after the step" not in stopped.err
 
 
 def test_a_run_that_failed_says_why_and_is_resumed_as_it_was(
