@@ -60,6 +60,9 @@ OWN_DISTANCE = {
 }
 """Losses and miners that cosine similarity is not for; theirs is a distance of normalised embeddings."""
 
+FOR_SIMILARITY = {"ContrastiveLoss": {"pos_margin": 1.0, "neg_margin": 0.0}}
+"""Defaults of theirs where the class has those for a distance, with which similarities teach nothing."""
+
 NO_FLAG = {
     "args",
     "kwargs",
@@ -351,10 +354,11 @@ def _make(
     cls = _class(classes, kind, name, options)
     wanted = _arguments(cls)
     given: dict[str, Any] = {key: value for key, value in known.items() if key in wanted}
+    given |= FOR_SIMILARITY.get(name, {})
     if name not in OWN_DISTANCE:
         given["distance"] = distances.CosineSimilarity()
     try:
-        return cls(**given, **options)
+        return cls(**given | dict(options))
     except (TypeError, ValueError, AssertionError) as error:
         raise CognateError(
             f"{name} cannot be made from these options: {error or 'a value is wrong'}"

@@ -101,9 +101,14 @@ def test_every_listed_miner_finds_something_for_the_loss(
     assert torch.isfinite(make_loss("TripletMarginLoss", {}, labels=16, dimension=32)(*batch, mined))
 
 
-def test_ranked_lists_bring_equal_labels_near(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("RankedListLoss", {"margin": 0.4, "Tn": 1.0}), ("ContrastiveLoss", {})]
+)
+def test_a_loss_whose_class_is_for_distances_brings_equal_labels_near(
+    name: str, options: dict[str, float], batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     embeddings, labels = batch
-    loss = make_loss("RankedListLoss", {"margin": 0.4, "Tn": 1.0}, labels=16, dimension=32)
+    loss = make_loss(name, options, labels=16, dimension=32)
     equal = labels[:, None] == labels
 
     def similarity() -> float:
