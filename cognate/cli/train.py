@@ -1,5 +1,6 @@
 """``cognate train``."""
 
+import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -146,6 +147,11 @@ def train(
         raise typer.BadParameter("--processes needs --detach; follow the run with cognate runs NAME --follow")
     with needs("train"):
         import trainer
+    if flags := sorted(set(options) & set(inspect.signature(trainer.fit).parameters)):
+        raise CognateError(
+            f"{', '.join(flags)} cannot be given by --set or in the --config file; see the arguments and "
+            "flags of cognate train --help"
+        )
     if detach and resume is None:
         assert train_data is not None and run_name is not None  # noqa: S101, PT018 - Checked above.
         folder = trainer.start(

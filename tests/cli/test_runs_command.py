@@ -212,6 +212,7 @@ def test_options_come_from_set_and_from_a_file_flags_first(
         ("nonsense=1", "there is no option nonsense; those that exist are loss, loss_options, miner, "),
         ("loss_options.margin=null", "loss_options.margin: None is no number, no text and neither true"),
         ("epochs=x", "epochs: "),
+        ("run=x", "run cannot be given by --set or in the --config file; see the arguments and flags of "),
     ):
         refused = cognate(*train, "--out", tmp_path / "bad", "--set", bad)
         assert message in refused.check_one_line_error()
