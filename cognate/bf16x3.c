@@ -103,23 +103,28 @@ AMX static void configure_tiles(void) {
   _tile_loadconfig(&config);
 }
 
-/* Adds the product of a panel of inputs by one of weights, over some steps of the depth, to the outputs of
- * their rows and columns, or sets them to it. */
-AMX static void multiply(const bfloat16 *inputs, const bfloat16 *weights, size_t steps, float *outputs,
-                         size_t columns, int add) {
+/* Adds the product of a panel of inputs, or of the first half of its rows, by one of weights, over some steps of
+ * the depth, to the outputs of their rows and columns, or sets them to it. */
+AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *inputs, const bfloat16 *weights,
+                                                               size_t steps, float *outputs, size_t columns,
+                                                               int add, const int whole) {
   const size_t row = columns * sizeof(float), line = STEP * sizeof(bfloat16);
   float *below = outputs + TILE * columns;
   MEMORY_IS_USED;
   if (add) {
     _tile_loadd(0, outputs, row);
     _tile_loadd(1, outputs + TILE, row);
-    _tile_loadd(2, below, row);
-    _tile_loadd(3, below + TILE, row);
+    if (whole) {
+      _tile_loadd(2, below, row);
+      _tile_loadd(3, below + TILE, row);
+    }
   } else {
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if (whole) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
   for (size_t step = 0; step < steps; step++, inputs += STEP_PARTS, weights += STEP_PARTS) {
     _tile_loadd(4, inputs, line);
@@ -127,26 +132,34 @@ AMX static void multiply(const bfloat16 *inputs, const bfloat16 *weights, size_t
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weights + 3 * PART, line);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, inputs + PART, line);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if (whole) {
+      _tile_loadd(5, inputs + PART, line);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
     _tile_loadd(6, weights, line);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weights + PART, line);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if (whole) {
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
     _tile_loadd(4, inputs + 2 * PART, line);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, inputs + 3 * PART, line);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if (whole) {
+      _tile_loadd(5, inputs + 3 * PART, line);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, outputs, row);
   _tile_stored(1, outputs + TILE, row);
-  _tile_stored(2, below, row);
-  _tile_stored(3, below + TILE, row);
+  if (whole) {
+    _tile_stored(2, below, row);
+    _tile_stored(3, below + TILE, row);
+  }
   MEMORY_IS_USED;
 }
 
@@ -192,12 +205,15 @@ AMX static void multiply_task(void *data, size_t task) {
           float *outputs = run->outputs + row * columns + column;
           const size_t rows = least(PANEL, run->rows - row);
           if (rows == PANEL) {
-            multiply(inputs, weights, steps, outputs, columns, start > 0);
+            multiply(inputs, weights, steps, outputs, columns, start > 0, 1);
             continue;
           }
           for (size_t i = 0; i < rows && start; i++)
             memcpy(last + i * PANEL, outputs + i * columns, PANEL * sizeof(float));
-          multiply(inputs, weights, steps, last, PANEL, start > 0);
+          if (rows > TILE)
+            multiply(inputs, weights, steps, last, PANEL, start > 0, 1);
+          else
+            multiply(inputs, weights, steps, last, PANEL, start > 0, 0);
           for (size_t i = 0; i < rows; i++)
             memcpy(outputs + i * columns, last + i * PANEL, PANEL * sizeof(float));
         }
