@@ -71,7 +71,8 @@ def test_a_job_killed_at_any_moment_loses_a_chunk_at_most_and_makes_the_same_ind
     destination = tmp_path / "index"
     kills, resumes, longest, before = 0, 0, 1.0, 0
     while kills < KILLS:
-        resumed, done = processes.Value("q", -1), processes.Value("q", 0)
+        # Without a lock, which a job that is killed would hold for ever.
+        resumed, done = processes.Value("q", -1, lock=False), processes.Value("q", 0, lock=False)
         job = processes.Process(target=run, args=(source, tiny_bundle, destination, resumed, done))
         job.start()
         started = time.monotonic()
