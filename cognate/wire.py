@@ -611,7 +611,7 @@ def delete_requests(
     for position, identifier in enumerate(ids):
         if not isinstance(identifier, str):
             raise CognateError(f"ids[{position}] is of type {type(identifier).__name__}; give a string")
-        _check_unicode("ids", position, identifier)
+        _check_unicode(f"ids[{position}]", identifier)
     most = min(MAX_TEXTS_PER_CALL, limits.max_texts)
     sizes = [ITEM_OVERHEAD + len(identifier.encode()) for identifier in ids]
     for first, end in _ranges(sizes, most, limits.max_message_bytes - REQUEST_OVERHEAD):
@@ -751,7 +751,7 @@ def _input(position: int, query: object) -> dict[str, Any]:
         _check_id("queries", position, query.id)
         return {"id": query.id}
     if isinstance(query, str):
-        _check_unicode("queries", position, query)
+        _check_unicode(f"queries[{position}]", query)
         return {"text": query}
     if not isinstance(query, np.ndarray) or query.ndim != 1 or query.dtype.kind not in "fiu":
         what = (
@@ -776,7 +776,7 @@ def _record(position: int, record: object, vector: NDArray[Any] | None, limits: 
     if not record.id:
         raise CognateError(f"records[{position}] has no id; what is written to an index needs a name")
     for text in (record.id, record.text, record.label or ""):
-        _check_unicode("records", position, text)
+        _check_unicode(f"records[{position}]", text)
     _size("records", position, record.text, limits)
     message = index_pb2.Record(id=record.id, text=record.text, label=record.label or "")
     if record.attributes is not None:
@@ -827,7 +827,7 @@ def _check_texts(texts: Sequence[object], start: int) -> None:
     for position, text in enumerate(texts, start):
         if not isinstance(text, str):
             raise CognateError(f"texts[{position}] is of type {type(text).__name__}; give a string")
-        _check_unicode("texts", position, text)
+        _check_unicode(f"texts[{position}]", text)
 
 
 def _is_header(value: object) -> bool:
@@ -839,7 +839,7 @@ def _check_id(field: str, position: int, identifier: object) -> None:
         raise CognateError(
             f"{field}[{position}] has an id of type {type(identifier).__name__}; give a string"
         )
-    _check_unicode(field, position, identifier)
+    _check_unicode(f"{field}[{position}]", identifier)
 
 
 def string(name: str, value: object) -> str:
@@ -850,10 +850,7 @@ def string(name: str, value: object) -> str:
     """
     if not isinstance(value, str):
         raise CognateError(f"{name} is of type {type(value).__name__}; give a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise CognateError(f"{name} has an unpaired surrogate, which no UTF-8 text can have") from None
+    _check_unicode(name, value)
     return value
 
 
@@ -862,13 +859,11 @@ def _optional_string(name: str, value: object) -> str:
     return "" if value is None else string(name, value)
 
 
-def _check_unicode(field: str, position: int, text: str) -> None:
+def _check_unicode(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise CognateError(
-            f"{field}[{position}] has an unpaired surrogate, which no UTF-8 text can have"
-        ) from None
+        raise CognateError(f"{name} has an unpaired surrogate, which no UTF-8 text can have") from None
 
 
 def _at_least_one(name: str, value: int) -> int:

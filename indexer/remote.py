@@ -134,9 +134,7 @@ def find_remote(url: str) -> list[Remote]:
         raise CognateError(f"{name} cannot be read: {error}") from None
     except Exception as error:
         # Some protocols, such as ftp, connect already here.
-        raise CognateError(
-            f"{name} cannot be read: {_reason(error).replace(url, name)}; try again later"
-        ) from error
+        raise _unreadable(name, url, error) from error
     is_pattern = protocol not in ("http", "https") and glob.has_magic(path)
     with _errors_told(name, path):
         paths = sorted(_patiently(lambda: filesystem.glob(path))) if is_pattern else [path]
@@ -201,9 +199,11 @@ def _errors_told(name: str, path: str) -> Iterator[None]:
             raise CognateError(f"{name} does not exist; give the URL of a file of records") from None
         if missing and isinstance(error.__cause__, Exception):
             error = error.__cause__
-        raise CognateError(
-            f"{name} cannot be read: {_reason(error).replace(path, name)}; try again later"
-        ) from error
+        raise _unreadable(name, path, error) from error
+
+
+def _unreadable(name: str, path: str, error: Exception) -> CognateError:
+    return CognateError(f"{name} cannot be read: {_reason(error).replace(path, name)}; try again later")
 
 
 def _reason(error: Exception) -> str:

@@ -140,7 +140,7 @@ class Batcher:
         *,
         max_batch_tokens: int | None = None,
         max_queue_tokens: int | None = None,
-        on_batch: Callable[[Sequence[Share], int, float], None] | None = None,
+        on_batch: Callable[[Sequence[Sequence[int]], int, float], None] | None = None,
     ) -> None:
         """Make a batcher, and run the model once, so that the first call need not wait for its start.
 
@@ -148,8 +148,9 @@ class Batcher:
             encoder: Encodes.
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches for each that the encoder runs at once.
-            on_batch: Called with each batch that the model ran, its tokens, padding included, and the seconds
-                it kept the model busy: those it took, divided by the runs that the encoder makes at once.
+            on_batch: Called with the token ids of the texts of each batch that the model ran, its tokens,
+                padding included, and the seconds it kept the model busy: those it took, divided by the runs
+                that the encoder makes at once.
         """
         self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
         self.max_queue_tokens = max_queue_tokens or (
@@ -328,7 +329,7 @@ class Batcher:
             else:
                 seconds = time.monotonic() - started
                 self._ended(tokens, encoded=True)
-                self._loop.call_soon_threadsafe(self._deliver, batch, vectors, seconds)
+                self._loop.call_soon_threadsafe(self._deliver, batch, texts, vectors, seconds)
 
     def _ended(self, tokens: int, *, encoded: bool) -> None:
         """Count a batch out, and into the mean of the tokens a second."""
@@ -346,11 +347,16 @@ class Batcher:
         if not self._queue.empty:
             self._start()
 
-    def _deliver(self, batch: Sequence[Share], vectors: NDArray[np.float32], seconds: float) -> None:
+    def _deliver(
+        self,
+        batch: Sequence[Share],
+        texts: Sequence[Sequence[int]],
+        vectors: NDArray[np.float32],
+        seconds: float,
+    ) -> None:
         if self._on_batch:
-            lengths = [len(call.texts[position]) for call, positions in batch for position in positions]
-            tokens = len(lengths) * self._encoder.padded_length(max(lengths))
-            self._on_batch(batch, tokens, seconds / self._runs_at_once)
+            padded_tokens = len(texts) * self._encoder.padded_length(max(map(len, texts)))
+            self._on_batch(texts, padded_tokens, seconds / self._runs_at_once)
         start = 0
         for call, positions in batch:
             rows = vectors[start : start + len(positions)]

@@ -15,7 +15,6 @@ from cognate.encoder import Encoder
 from cognate.searchable import Searchable
 from serving.batcher import Batcher
 from serving.observing import Answer, ObservedCall, Observer
-from serving.queue import Share
 
 PHASES = ("tokenize", "queue", "encode", "search")
 """In the order of ``Answer``, which is that of time."""
@@ -122,16 +121,16 @@ class Metrics(Observer):
         known[0].inc()
         known[1].observe(call.seconds)
 
-    def batch_ran(self, batch: Sequence[Share], padded_tokens: int, seconds: float) -> None:
+    def batch_ran(self, texts: Sequence[Sequence[int]], padded_tokens: int, seconds: float) -> None:
         """The model ran a batch.
 
         Args:
-            batch: Its texts, by call.
+            texts: The token ids of each of its texts.
             padded_tokens: Its tokens, padding included.
             seconds: That it kept the model busy.
         """
-        tokens = sum(len(call.texts[position]) for call, positions in batch for position in positions)
-        self._batch_texts.observe(sum(len(positions) for _, positions in batch))
+        tokens = sum(map(len, texts))
+        self._batch_texts.observe(len(texts))
         self._batch_tokens.observe(tokens)
         self._padding_tokens.inc(padded_tokens - tokens)
         self._batch_seconds.inc(seconds)

@@ -142,8 +142,9 @@ def reproducing_command(job: Job, name: str) -> str:
         if path := getattr(job, flag):
             words += [f"--{flag}", path]
     options, defaults = job.options.model_dump(), TrainingOptions().model_dump()
-    # Another loss or miner than the default one has no options unless they are given.
-    defaults |= {f"{name}_options": {} for name in ("loss", "miner") if options[name] != defaults[name]}
+    # Of another loss or miner they are other ones.
+    named = TrainingOptions(loss=job.options.loss, miner=job.options.miner)
+    defaults |= named.model_dump(include={"loss_options", "miner_options"})
     for option, value in options.items():
         if value != defaults[option]:
             words += ["--set", f"{option}={_as_value(value)}"]

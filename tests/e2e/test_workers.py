@@ -229,6 +229,17 @@ def connected_to_all(server: subprocess.Popen[str], target: str) -> Iterator[lis
         yield connections
 
 
+def one_that_answers(connections: list[Stubs]) -> Stubs:
+    """A connection to a worker that is not suspended."""
+    asked = None
+    while asked is None:
+        for stubs in connections:
+            with contextlib.suppress(grpc.RpcError):
+                stubs.get_info(info_pb2.GetInfoRequest(), timeout=1)
+                asked = stubs
+    return asked
+
+
 def served_by(stubs: Stubs, name: str = "default") -> str:
     """The version that answers, which the ids of all hits must be of."""
     request = search_pb2.SearchRequest(index=name, queries=[search_pb2.Query(text="door")], top_k=3)
@@ -320,13 +331,7 @@ def test_a_worker_that_dies_over_a_change_is_replaced_and_the_change_is_made(
         first, second = workers_of(server)
         with connected_to_all(server, target) as connections:
             second.suspend()
-            # One whose worker answers.
-            asked = None
-            while asked is None:
-                for stubs in connections:
-                    with contextlib.suppress(grpc.RpcError):
-                        stubs.get_info(info_pb2.GetInfoRequest(), timeout=1)
-                        asked = stubs
+            asked = one_that_answers(connections)
             request = index_pb2.LoadIndexRequest(name="default", path=str(versions / "v2"))
             under_way = asked.load_index.future(request, timeout=60)
             # The first has it open, and waits for the second.
@@ -388,13 +393,7 @@ def test_an_index_that_is_unloaded_while_all_are_loaded_again_stays_so(bundle: P
         first, second = workers_of(server)
         with connected_to_all(server, target) as connections:
             second.suspend()
-            # One whose worker answers.
-            asked = None
-            while asked is None:
-                for stubs in connections:
-                    with contextlib.suppress(grpc.RpcError):
-                        stubs.get_info(info_pb2.GetInfoRequest(), timeout=1)
-                        asked = stubs
+            asked = one_that_answers(connections)
             link.unlink()
             link.symlink_to("v2")
             server.send_signal(signal.SIGHUP)
