@@ -23,6 +23,8 @@ import numpy as np
 CHANNELS = 4
 """Connections of a gRPC load, as several clients would have."""
 
+ENCODE = "/cognate.v1.EmbeddingService/Encode"
+SEARCH = "/cognate.v1.SearchService/Search"
 TOP_K = 10
 NO_DEADLINE = 30.0
 """Seconds for a call that is given no deadline, so that a load always ends."""
@@ -158,7 +160,7 @@ class Target:
         """Encode texts, and give the vectors, shape (texts, dimension)."""
         raise NotImplementedError
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Hang up."""
         raise NotImplementedError
 
@@ -168,66 +170,58 @@ class GrpcTarget(Target):
 
     def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
         super().__init__(order, texts)
-        import grpc.aio
+        from http2 import Channel
 
-        from cognate.v1 import embedding_pb2, embedding_pb2_grpc, search_pb2, search_pb2_grpc
+        from cognate.v1 import embedding_pb2, search_pb2
 
-        self._grpc, self._embedding, self._search = grpc, embedding_pb2, search_pb2
-        # Else they would share one connection.
-        alone = [("grpc.use_local_subchannel_pool", 1)]
+        self._embedding, self._search = embedding_pb2, search_pb2
         count = min(CHANNELS, order.get("concurrency", CHANNELS))
-        self._channels = [grpc.aio.insecure_channel(self._address, alone) for _ in range(count)]
-        self._encodes = [
-            embedding_pb2_grpc.EmbeddingServiceStub(c).Encode  # type: ignore[no-untyped-call]
-            for c in self._channels
-        ]
-        self._searches = [
-            search_pb2_grpc.SearchServiceStub(c).Search  # type: ignore[no-untyped-call]
-            for c in self._channels
-        ]
-        self._empties: list[Any] = [
-            channel.unary_unary("/benchmark.Empty/Call") for channel in self._channels
-        ]
+        self._channels = [Channel(self._address) for _ in range(count)]
 
     async def call(self, number: int, timeout: float) -> str:  # noqa: D102
         kind = MIXED[number % len(MIXED)] if self._kind == "mixed" else self._kind
-        turn = number % len(self._channels)
-        try:
-            if kind == "empty":
-                await self._empties[turn](b"", timeout=timeout)
-            elif kind == "encode long":
-                texts = [" ".join(" ".join(self.take(40)).split()[:LONG_TEXT_WORDS])]
-                await self._encodes[turn](self._encode_request(texts), timeout=timeout)
-            elif kind.startswith("encode"):
-                request = self._encode_request(self.take(int(kind.split()[1])))
-                await self._encodes[turn](request, timeout=timeout)
-            else:
-                request = self._search_request(self.take(int(kind.split()[1])))
-                await self._searches[turn](request, timeout=timeout)
-        except self._grpc.aio.AioRpcError as error:
-            outcomes = {
-                self._grpc.StatusCode.RESOURCE_EXHAUSTED: "refused",
-                self._grpc.StatusCode.DEADLINE_EXCEEDED: "late",
-            }
-            return outcomes.get(error.code(), f"{error.code().name}: {error.details()}")
-        return "answered"
+        channel = self._channels[number % len(self._channels)]
+        wanted = 1
+        if kind == "empty":
+            wanted, path, request = 0, "/benchmark.Empty/Call", b""
+        elif kind == "encode long":
+            texts = [" ".join(" ".join(self.take(40)).split()[:LONG_TEXT_WORDS])]
+            path, request = ENCODE, self._encode_request(texts)
+        else:
+            wanted = int(kind.split()[1])
+            make = self._encode_request if kind.startswith("encode") else self._search_request
+            path, request = (ENCODE if kind.startswith("encode") else SEARCH), make(self.take(wanted))
+        answer = await channel.call(path, request, timeout)
+        if answer.status != "OK":
+            outcomes = {"RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "late"}
+            return outcomes.get(answer.status, f"{answer.status}: {answer.details}")
+        if path == ENCODE:
+            found = len(self._embedding.EncodeResponse.FromString(answer.message).embeddings)
+        elif path == SEARCH:
+            found = len(self._search.SearchResponse.FromString(answer.message).results)
+        else:
+            found = len(answer.message)
+        return "answered" if found == wanted else f"wrong: {found} for {wanted}"
 
     async def encode(self, texts: list[str]) -> Any:  # noqa: D102
-        answer = await self._encodes[0](self._encode_request(texts))
-        return np.array([np.frombuffer(each.packed, "<f4") for each in answer.embeddings])
+        answer = await self._channels[0].call(ENCODE, self._encode_request(texts), NO_DEADLINE)
+        if answer.status != "OK":
+            raise RuntimeError(f"{answer.status}: {answer.details}")
+        embeddings = self._embedding.EncodeResponse.FromString(answer.message).embeddings
+        return np.array([np.frombuffer(each.packed, "<f4") for each in embeddings])
 
-    async def close(self) -> None:  # noqa: D102
+    def close(self) -> None:  # noqa: D102
         for channel in self._channels:
-            await channel.close()
+            channel.close()
 
-    def _encode_request(self, texts: list[str]) -> Any:
+    def _encode_request(self, texts: list[str]) -> bytes:
         return self._embedding.EncodeRequest(
             texts=texts, format=self._embedding.EmbeddingFormat.EMBEDDING_FORMAT_PACKED
-        )
+        ).SerializeToString()
 
-    def _search_request(self, texts: list[str]) -> Any:
+    def _search_request(self, texts: list[str]) -> bytes:
         queries = [self._search.Query(text=text) for text in texts]
-        return self._search.SearchRequest(queries=queries, top_k=TOP_K)
+        return self._search.SearchRequest(queries=queries, top_k=TOP_K).SerializeToString()
 
 
 class HttpTarget(Target):
@@ -235,36 +229,37 @@ class HttpTarget(Target):
 
     def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
         super().__init__(order, texts)
-        import aiohttp
+        from http1 import Pool
 
-        self._aiohttp = aiohttp
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._pool = Pool(self._address)
         self._model: str = order["model"]
 
     async def call(self, number: int, timeout: float) -> str:  # noqa: D102
+        texts = self.take(int(self._kind.split()[1]))
         try:
-            async with asyncio.timeout(timeout):
-                status, answer = await self._post(self.take(int(self._kind.split()[1])))
+            status, body = await self._pool.post("/embeddings", self._request(texts), timeout)
         except TimeoutError:
             return "late"
-        except self._aiohttp.ClientError as error:
-            return type(error).__name__
-        return {200: "answered", 429: "refused"}.get(status, f"{status}: {answer}")
+        except OSError as error:
+            return f"{type(error).__name__}: {error}"
+        if status != 200:
+            return "refused" if status == 429 else f"{status}: {body.decode(errors='replace')}"
+        found = len(json.loads(body)["data"])
+        return "answered" if found == len(texts) else f"wrong: {found} for {len(texts)}"
 
     async def encode(self, texts: list[str]) -> Any:  # noqa: D102
-        _, answer = await self._post(texts)
-        return np.array(
-            [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in answer["data"]]
-        )
+        status, body = await self._pool.post("/embeddings", self._request(texts), NO_DEADLINE)
+        if status != 200:
+            raise RuntimeError(f"{status}: {body.decode(errors='replace')}")
+        data = json.loads(body)["data"]
+        return np.array([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in data])
 
-    async def close(self) -> None:  # noqa: D102
-        await self._session.close()
+    def close(self) -> None:  # noqa: D102
+        self._pool.close()
 
-    async def _post(self, texts: list[str]) -> tuple[int, Any]:
+    def _request(self, texts: list[str]) -> bytes:
         # base64 is Infinity's quickest form.
-        document = {"model": self._model, "input": texts, "encoding_format": "base64"}
-        async with self._session.post(f"http://{self._address}/embeddings", json=document) as response:
-            return response.status, json.loads(await response.read())
+        return json.dumps({"model": self._model, "input": texts, "encoding_format": "base64"}).encode()
 
 
 Make = Callable[[int, float], Awaitable[str]]
@@ -342,7 +337,7 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
             "used": target.used,
         }
     finally:
-        await target.close()
+        target.close()
 
 
 def core_seconds(process: int) -> float:
