@@ -28,6 +28,7 @@ INTEGER = struct.Struct(">I")
 PREFIX = struct.Struct(">BI")
 """Whether a message is compressed, and its length."""
 
+STATUSES = {str(code): name for name, code in Code.items()}
 CANCEL = 8
 RESET_STATUSES = {7: "UNAVAILABLE", CANCEL: "CANCELLED", 11: "RESOURCE_EXHAUSTED", 12: "PERMISSION_DENIED"}
 """The statuses of a stream's errors (gRPC over HTTP/2, "Errors"); those of all others are INTERNAL."""
@@ -116,15 +117,15 @@ class Stream:
 
     def judged(self) -> Answer:
         """What has come, once all has."""
-        code = self.fields.get("grpc-status", "")
-        if not code.isdecimal() or int(code) not in Code.values():
-            http = self.fields.get(":status")
-            return Answer("UNKNOWN", f"HTTP status {http}, grpc-status {code or 'missing'}")
-        if code != "0":
-            return Answer(Code.Name(int(code)), unquote(self.fields.get("grpc-message", "")))
+        code = self.fields.get("grpc-status", "missing")
+        status = STATUSES.get(code)
+        if not status:
+            return Answer("UNKNOWN", f"HTTP status {self.fields.get(':status')}, grpc-status {code}")
+        if status != "OK":
+            return Answer(status, unquote(self.fields.get("grpc-message", "")))
         if len(self.body) < PREFIX.size or PREFIX.unpack_from(self.body) != (0, len(self.body) - PREFIX.size):
             return Answer("INTERNAL", "the answer is not one message without compression")
-        return Answer("OK", "", bytes(self.body[PREFIX.size :]))
+        return Answer(status, "", bytes(self.body[PREFIX.size :]))
 
 
 class Connection(asyncio.BufferedProtocol):
