@@ -24,6 +24,7 @@ from benchmarks.http2 import (
     RST_STREAM,
     SETTINGS,
     WINDOW,
+    WINDOW_UPDATE,
     Channel,
     Connection,
     connect,
@@ -344,6 +345,50 @@ def outcome(*answers: bytes, timeout: float = SECONDS) -> tuple[Any, list[tuple[
             return answer, frames
 
     return asyncio.run(asked())
+
+
+@pytest.mark.parametrize(("stream_window", "frame_size"), [(7, 16_384), (2**20, 16_384), (2**20, 20_000)])
+def test_no_more_is_sent_than_the_servers_windows_and_frames_have_room_for(
+    stream_window: int, frame_size: int
+) -> None:
+    # A stream's window is for it alone, and the connection's, of 65,535 bytes at first, for all.
+    message = bytes(50) if stream_window < 50 else bytes(200_000)
+    sizes: list[int] = []
+    rooms: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(24)
+        writer.write(frame(SETTINGS, 0, 0, struct.pack(">HIHI", 4, stream_window, 5, frame_size)))
+        room = {0: 65_535, 1: stream_window}
+        received = 0
+        while received < len(message) + 5:
+            head = struct.unpack(">IBBI", b"\0" + await reader.readexactly(9))
+            await reader.readexactly(head[0])
+            if head[1] != DATA:
+                continue
+            sizes.append(head[0])
+            received += head[0]
+            for stream in room:
+                room[stream] -= head[0]
+                rooms.append(room[stream])
+                if not room[stream]:
+                    room[stream] += 1000
+                    writer.write(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1000)))
+        writer.write(HEAD + BODY + TRAILERS)
+        await reader.read()
+        writer.close()
+
+    async def test() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            connection = await connect("{}:{}".format(*server.sockets[0].getsockname()))
+            deadline = asyncio.get_running_loop().time() + SECONDS
+            assert (await connection.call(CALL, message, deadline)).message == b"hi"
+            connection.close()
+
+    run(test())
+    assert sum(sizes) == len(message) + 5
+    assert max(sizes) <= frame_size
+    assert min(rooms) == 0
 
 
 def test_padding_and_priorities_are_left_out() -> None:
