@@ -8,15 +8,11 @@ makes 3e-7; a vector's cosine to onnxruntime's is 0.999999 and more (MiniLM).
 import ctypes
 import functools
 import importlib.util
-import os
 import platform
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from cognate.graph_file import MappedGraph
+from cognate.graph_file import Change, MappedGraph
 from cognate.processors import processor_flags
 
 _FLAGS = {"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512f", "avx512vl"}
@@ -24,9 +20,6 @@ _FLAGS = {"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512f", "avx512v
 
 _MULTIPLE = 32
 """Of the depth and columns of weights that it takes."""
-
-COPIED_AT_ONCE = 1024 * 1024
-"""Bytes of a graph."""
 
 _OPERATOR = b"Bf16x3"
 """As long as what it is written over, "MatMul"."""
@@ -48,30 +41,10 @@ def library() -> Path | None:
     return Path(built.origin) if allowed else None
 
 
-def products(graph: MappedGraph) -> list[int]:
-    """Where in its file those products of a graph stand that the operator takes."""
+def products(graph: MappedGraph) -> list[Change]:
+    """What puts the operator in place of those products of a graph that it takes."""
     return [
-        at for at, name in graph.products if not any(size % _MULTIPLE for size in graph.weights[name].shape)
+        Change(node.op_type_at, node.op_type_at + len(_OPERATOR), _OPERATOR)
+        for node in graph.products
+        if not any(size % _MULTIPLE for size in graph.weights[node.inputs[1]].shape)
     ]
-
-
-@contextmanager
-def rewritten(graph: Path, where: Sequence[int]) -> Iterator[Path]:
-    """Give a copy of a graph, in the memory of the system, with the operator in place of products.
-
-    Args:
-        graph: The ONNX file.
-        where: As ``products`` gives; where there are none, the file itself is given.
-    """
-    if not where:
-        yield graph
-        return
-    # Of the whole model in a string, onnxruntime's session would keep a reference for as long as it lives.
-    with os.fdopen(os.memfd_create(graph.name), "wb") as copy:
-        with graph.open("rb") as file:
-            shutil.copyfileobj(file, copy, COPIED_AT_ONCE)
-        for at in where:
-            copy.seek(at)
-            copy.write(_OPERATOR)
-        copy.flush()
-        yield Path(f"/proc/self/fd/{copy.fileno()}")

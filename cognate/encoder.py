@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cognate import vector_formats
+from cognate import bert_layers, vector_formats
 from cognate.batching import batches_by_length, padded_length
 from cognate.bundle import Bundle, InputType
 from cognate.devices import Device
@@ -49,6 +49,7 @@ class Encoder:
         max_batch_tokens: Tokens of a batch, padding included.
         max_batch_texts: Texts of a batch.
         run_tokens: What a run of the model costs beside its tokens, counted in tokens.
+        padding_cost: What a token of padding costs, counted in tokens.
         runs_at_once: Runs that, side by side, encode most texts a second.
     """
 
@@ -91,7 +92,9 @@ class Encoder:
         suitable = (bulk and self._provider.bulk_batch_tokens) or self._provider.max_batch_tokens
         self.max_batch_tokens = max_batch_tokens or suitable
         self.max_batch_texts = self._provider.max_batch_texts
-        self.run_tokens = self._provider.run_tokens
+        self.run_tokens, self.padding_cost = self._provider.run_tokens, 1.0
+        if self._sessions.skips_padding:
+            self.run_tokens, self.padding_cost = bert_layers.RUN_TOKENS, bert_layers.PADDING_COST
         self.runs_at_once = threads if self._provider.own_cores else 1
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id

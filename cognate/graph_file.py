@@ -1,7 +1,8 @@
-"""``map_graph``: the large constants of an ONNX file, where they lie in it, and who reads them."""
+"""``map_graph``: the nodes and large constants of an ONNX file, and where in it they lie."""
 
 import mmap
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,31 +16,90 @@ LEAST_BYTES = 4 * 1024 * 1024
 # Numbers of fields, as onnx.proto has them: of a ModelProto, …
 _GRAPH = 7
 # … a GraphProto, …
-_NODE, _INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+_NODE, _INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 # … a ValueInfoProto, …
 _VALUE_NAME = 1
 # … a NodeProto, …
-_INPUT, _OP_TYPE = 1, 4
-# … a TensorProto.
-_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
+_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE = 1, 2, 4, 5
+# … an AttributeProto, …
+_ATTRIBUTE_NAME, _FLOAT, _INTEGER, _TYPE, _IS_FLOAT, _IS_INTEGER = 1, 2, 3, 20, 1, 2
+# … a TensorProto, …
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _IS_EXTERNAL = 1, 2, 8, 9, 13, 14, 1
+# … a StringStringEntryProto.
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 _DTYPES = {1: "float32", 3: "int8"}
 """By the number of TensorProto.DataType."""
 
 
+class Change(NamedTuple):
+    """What is to be in place of a range of the main graph.
+
+    Attributes:
+        start: Of the range, in the file.
+        end: Of the range.
+        content: What is there instead.
+    """
+
+    start: int
+    end: int
+    content: bytes
+
+
+class Node(NamedTuple):
+    """A node of the main graph.
+
+    Attributes:
+        op_type: Such as "MatMul".
+        op_type_at: Where in the file that stands.
+        inputs: Names.
+        outputs: Names.
+        epsilon: The attribute of that name; 0 where there is none.
+        start: Of the field that holds the node, in the file.
+        end: Of that.
+    """
+
+    op_type: str
+    op_type_at: int
+    inputs: list[str]
+    outputs: list[str]
+    epsilon: float
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class MappedGraph:
-    """What is mapped of a graph. Read-only, of the file's shapes, by the name of the initializer.
+    """What is known of a graph, and mapped of it: read-only, of the file's shapes, by the initializer's name.
 
     Attributes:
         tables: Of 4 MB and more, that a Gather of the main graph reads rows of.
         weights: float32 matrices (depth, columns) that a MatMul of the main graph multiplies by.
-        products: Where in the file the "MatMul" of each stands that has such weights, with their name.
+        constants: Names of all initializers that no caller may give anew.
+        nodes: In the order of the file.
+        outputs: Names.
+        place: The range of the file that is the main graph.
+        begin: Where the field of it begins, with its key and length.
+        outside: What says of ``tables`` and ``weights`` that their numbers lie in another file, this one.
     """
 
     tables: dict[str, NDArray[Any]] = field(default_factory=dict)
     weights: dict[str, NDArray[Any]] = field(default_factory=dict)
-    products: list[tuple[int, str]] = field(default_factory=list)
+    constants: frozenset[str] = frozenset()
+    nodes: list[Node] = field(default_factory=list)
+    outputs: frozenset[str] = frozenset()
+    place: range = range(0)
+    begin: int = 0
+    outside: list[Change] = field(default_factory=list)
+
+    @property
+    def products(self) -> list[Node]:
+        """Each MatMul that has ``weights``."""
+        return [
+            node
+            for node in self.nodes
+            if node.op_type == "MatMul" and len(node.inputs) == 2 and node.inputs[1] in self.weights
+        ]
 
 
 class _Field(NamedTuple):
@@ -47,6 +107,7 @@ class _Field(NamedTuple):
 
     number: int
     value: int
+    begin: int
     start: int
     end: int
 
@@ -57,6 +118,8 @@ class _Matrix(NamedTuple):
     dtype: np.dtype[Any]
     offset: int
     shape: tuple[int, int]
+    tensor: _Field
+    raw_data: _Field
 
 
 class _NotReadableError(Exception):
@@ -78,85 +141,150 @@ def map_graph(graph: Path) -> MappedGraph:
         What there is; nothing where the file cannot be read.
     """
     try:
-        with graph.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                read = _read(data)
-            return MappedGraph(_mapped(graph, read.tables), _mapped(graph, read.weights), read.products)
+        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(graph, data)
     except (OSError, ValueError, IndexError, _NotReadableError):
         return MappedGraph()
 
 
-def _mapped(graph: Path, matrices: dict[str, _Matrix]) -> dict[str, NDArray[Any]]:
-    # Each alone: of a map of the whole file the system would keep the pages beside a row, too.
-    return {
-        name: np.memmap(graph, dtype, "r", offset, shape) for name, (dtype, offset, shape) in matrices.items()
-    }
+def rewritten(graph: Path, mapped: MappedGraph, changes: Sequence[Change]) -> bytes:
+    """A model with changes, and without the numbers of what is mapped, which it says are in the graph's file.
+
+    Half of the time and all of the memory that onnxruntime takes to open a small encoder is for numbers that
+    it is given mapped.
+
+    Args:
+        graph: The ONNX file.
+        mapped: As ``map_graph`` gave it.
+        changes: Of ranges that do not overlap, none of them in an initializer.
+    """
+    in_order = sorted([*mapped.outside, *changes])
+    length = len(mapped.place) + sum(len(each.content) - (each.end - each.start) for each in in_order)
+    head = Change(mapped.begin, mapped.place.start, _key(_GRAPH, 2) + _number(length))
+    parts: list[bytes] = []
+    with graph.open("rb") as file:
+        for change in (head, *in_order):
+            parts += [file.read(change.start - file.tell()), change.content]
+            file.seek(change.end)
+        parts.append(file.read())
+    return b"".join(parts)
 
 
-class _Read(NamedTuple):
-    tables: dict[str, _Matrix]
-    weights: dict[str, _Matrix]
-    products: list[tuple[int, str]]
+def node_field(
+    op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: int | float
+) -> bytes:
+    """A node, as a field of a graph.
+
+    Args:
+        op_type: Its operator, of the default domain.
+        inputs: Names.
+        outputs: Names.
+        attributes: Whole and other numbers, by name.
+    """
+    node = b"".join(_text(_INPUT, name) for name in inputs)
+    node += b"".join(_text(_OUTPUT, name) for name in outputs) + _text(_OP_TYPE, op_type)
+    for name, value in attributes.items():
+        if isinstance(value, int):
+            content = _key(_INTEGER, 0) + _number(value) + _key(_TYPE, 0) + _number(_IS_INTEGER)
+        else:
+            content = _key(_FLOAT, 5) + struct.pack("<f", value) + _key(_TYPE, 0) + _number(_IS_FLOAT)
+        node += _bytes(_ATTRIBUTE, _text(_ATTRIBUTE_NAME, name) + content)
+    return _bytes(_NODE, node)
 
 
-def _read(data: mmap.mmap) -> _Read:
-    gathered: set[bytes] = set()
-    products: list[tuple[int, bytes]] = []
-    matrices: dict[bytes, _Matrix] = {}
+def _read(path: Path, data: mmap.mmap) -> MappedGraph:
+    nodes: list[Node] = []
+    matrices: dict[str, _Matrix] = {}
+    constants: set[str] = set()
     # What a caller may give anew is no constant.
-    inputs: set[bytes] = set()
-    for graph in _fields(data, 0, len(data)):
-        if graph.number != _GRAPH:
+    inputs: set[str] = set()
+    outputs: set[str] = set()
+    (graph,) = [each for each in _fields(data, 0, len(data)) if each.number == _GRAPH]
+    for part in _fields(data, graph.start, graph.end):
+        if part.number == _NODE:
+            nodes.append(_node(data, part))
+        elif part.number == _INITIALIZER:
+            name, matrix = _matrix(data, part)
+            constants.add(name)
+            if matrix is not None:
+                matrices[name] = matrix
+        elif part.number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            names = inputs if part.number == _GRAPH_INPUT else outputs
+            names.update(
+                _name(data, each)
+                for each in _fields(data, part.start, part.end)
+                if each.number == _VALUE_NAME
+            )
+    constants -= inputs
+    gathered = {node.inputs[0] for node in nodes if node.op_type == "Gather" and node.inputs}
+    multiplied = {node.inputs[1] for node in nodes if node.op_type == "MatMul" and len(node.inputs) == 2}
+    tables, weights, outside = {}, {}, list[Change]()
+    for name, matrix in matrices.items():
+        if name not in constants:
             continue
-        for part in _fields(data, graph.start, graph.end):
-            if part.number == _NODE:
-                op_type, at, names = _node(data, part)
-                if op_type == b"Gather":
-                    gathered.update(names[:1])
-                elif op_type == b"MatMul" and len(names) == 2:
-                    products.append((at, names[1]))
-            elif part.number == _INITIALIZER:
-                name, matrix = _matrix(data, part)
-                if matrix is not None:
-                    matrices[name] = matrix
-            elif part.number == _GRAPH_INPUT:
-                inputs.update(
-                    data[each.start : each.end]
-                    for each in _fields(data, part.start, part.end)
-                    if each.number == _VALUE_NAME
-                )
-    constants = {name: matrix for name, matrix in matrices.items() if name not in inputs}
-    multiplied = {name for _, name in products}
-    weights = {
-        name: matrix
-        for name, matrix in constants.items()
-        if name in multiplied and name not in gathered and matrix.dtype == np.float32
-    }
-    return _Read(
-        {
-            name.decode(): matrix
-            for name, matrix in constants.items()
-            if name in gathered and matrix.dtype.itemsize * matrix.shape[0] * matrix.shape[1] >= LEAST_BYTES
-        },
-        {name.decode(): matrix for name, matrix in weights.items()},
-        [(at, name.decode()) for at, name in products if name in weights],
+        if name in gathered and matrix.dtype.itemsize * matrix.shape[0] * matrix.shape[1] >= LEAST_BYTES:
+            tables[name] = _mapped(path, matrix)
+        if name in multiplied and name not in gathered and matrix.dtype == np.float32:
+            weights[name] = _mapped(path, matrix)
+        if name in tables or name in weights:
+            outside.append(_outside(path, data, matrix))
+    return MappedGraph(
+        tables,
+        weights,
+        frozenset(constants),
+        nodes,
+        frozenset(outputs),
+        range(graph.start, graph.end),
+        graph.begin,
+        outside,
     )
 
 
-def _node(data: mmap.mmap, node: _Field) -> tuple[bytes, int, list[bytes]]:
-    """The type of a node, where in the file it stands, and the names of the node's inputs."""
-    op_type, at, inputs = b"", 0, []
+def _mapped(path: Path, matrix: _Matrix) -> NDArray[Any]:
+    # Each alone: of a map of the whole file the system would keep the pages beside a row, too.
+    return np.memmap(path, matrix.dtype, "r", matrix.offset, matrix.shape)
+
+
+def _outside(path: Path, data: mmap.mmap, matrix: _Matrix) -> Change:
+    """A tensor whose numbers are in a file."""
+    tensor, raw_data = matrix.tensor, matrix.raw_data
+    content = data[tensor.start : raw_data.begin] + data[raw_data.end : tensor.end]
+    where = {"location": path.name, "offset": raw_data.start, "length": raw_data.end - raw_data.start}
+    for key, value in where.items():
+        content += _bytes(_EXTERNAL_DATA, _text(_ENTRY_KEY, key) + _text(_ENTRY_VALUE, str(value)))
+    content += _key(_DATA_LOCATION, 0) + _number(_IS_EXTERNAL)
+    return Change(tensor.begin, tensor.end, _bytes(_INITIALIZER, content))
+
+
+def _node(data: mmap.mmap, node: _Field) -> Node:
+    op_type, at, epsilon = "", 0, 0.0
+    inputs: list[str] = []
+    outputs: list[str] = []
     for part in _fields(data, node.start, node.end):
         if part.number == _INPUT:
-            inputs.append(data[part.start : part.end])
+            inputs.append(_name(data, part))
+        elif part.number == _OUTPUT:
+            outputs.append(_name(data, part))
         elif part.number == _OP_TYPE:
-            op_type, at = data[part.start : part.end], part.start
-    return op_type, at, inputs
+            op_type, at = _name(data, part), part.start
+        elif part.number == _ATTRIBUTE:
+            name, value = "", 0.0
+            for each in _fields(data, part.start, part.end):
+                if each.number == _ATTRIBUTE_NAME:
+                    name = _name(data, each)
+                elif each.number == _FLOAT and each.end - each.start == 4:
+                    (value,) = struct.unpack("<f", data[each.start : each.end])
+            epsilon = value if name == "epsilon" else epsilon
+    return Node(op_type, at, inputs, outputs, epsilon, node.begin, node.end)
 
 
-def _matrix(data: mmap.mmap, tensor: _Field) -> tuple[bytes, _Matrix | None]:
+def _name(data: mmap.mmap, part: _Field) -> str:
+    return data[part.start : part.end].decode()
+
+
+def _matrix(data: mmap.mmap, tensor: _Field) -> tuple[str, _Matrix | None]:
     """A tensor's name, and where its numbers are, if it is a matrix that lies in the file."""
-    name, dtype, shape, raw = b"", np.dtype("V"), list[int](), range(0)
+    name, dtype, shape, raw_data = "", np.dtype("V"), list[int](), tensor
     for part in _fields(data, tensor.start, tensor.end):
         if part.number == _DIMS:
             # One by one, or all in one.
@@ -164,29 +292,31 @@ def _matrix(data: mmap.mmap, tensor: _Field) -> tuple[bytes, _Matrix | None]:
         elif part.number == _DATA_TYPE:
             dtype = np.dtype(_DTYPES.get(part.value, "V"))
         elif part.number == _NAME:
-            name = data[part.start : part.end]
+            name = _name(data, part)
         elif part.number == _RAW_DATA:
-            raw = range(part.start, part.end)
-    if not dtype.itemsize or len(shape) != 2 or len(raw) != shape[0] * shape[1] * dtype.itemsize:
+            raw_data = part
+    size = raw_data.end - raw_data.start if raw_data != tensor else 0
+    if not dtype.itemsize or len(shape) != 2 or size != shape[0] * shape[1] * dtype.itemsize:
         return name, None
-    return name, _Matrix(dtype, raw.start, (shape[0], shape[1]))
+    return name, _Matrix(dtype, raw_data.start, (shape[0], shape[1]), tensor, raw_data)
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[_Field]:
     """The fields of the message that lies in a range of the file."""
     while position < end:
+        begin = position
         key, position = _varint(data, position)
         number, kind = key >> 3, key & 7
         if kind == 0:
             value, position = _varint(data, position)
-            yield _Field(number, value, position, position)
+            yield _Field(number, value, begin, position, position)
             continue
         if kind not in (1, 2, 5):
             raise _NotReadableError
         length, position = (8 if kind == 1 else 4, position) if kind != 2 else _varint(data, position)
         if position + length > end:
             raise _NotReadableError
-        yield _Field(number, 0, position, position + length)
+        yield _Field(number, 0, begin, position, position + length)
         position += length
 
 
@@ -208,3 +338,24 @@ def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     raise _NotReadableError
+
+
+def _number(value: int) -> bytes:
+    """A number of as many bytes as it needs."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])
+
+
+def _key(number: int, kind: int) -> bytes:
+    return _number(number << 3 | kind)
+
+
+def _bytes(number: int, content: bytes) -> bytes:
+    return _key(number, 2) + _number(len(content)) + content
+
+
+def _text(number: int, text: str) -> bytes:
+    return _bytes(number, text.encode())

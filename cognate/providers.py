@@ -19,6 +19,7 @@ from cognate import bf16x3
 from cognate.bundle import Bundle
 from cognate.devices import Device, check_device
 from cognate.errors import ArtifactError, CognateError
+from cognate.graph_file import Change, MappedGraph, rewritten
 from cognate.memory import give_back_free_memory
 
 OUTPUT = "sentence_embedding"
@@ -188,7 +189,8 @@ def open_session(
     device: Device,
     threads: int,
     constants: Mapping[str, onnxruntime.OrtValue],
-    products: Sequence[int],
+    mapped: MappedGraph,
+    changes: Sequence[Change],
     *,
     bulk: bool = False,
 ) -> tuple[Provider, onnxruntime.InferenceSession]:
@@ -200,8 +202,8 @@ def open_session(
             started, else the CPU.
         threads: Cores to use on the CPU.
         constants: Initializers of the graph that are in memory already, by name; the CPU takes them.
-        products: Where in the graph's file those stand that ``bf16x3`` is to do on the CPU; their weights are
-            among the constants. None where it can't.
+        mapped: The graph.
+        changes: What puts operators of ours into it on the CPU; their weights are among the constants.
         bulk: Whether each run has one of the threads, or all of them; by OpenVINO always one.
 
     Returns:
@@ -215,7 +217,7 @@ def open_session(
     available = available_devices()
     if device != "auto":
         provider = PROVIDERS[device]
-        return provider, _open(bundle, provider, threads, constants, products, bulk)
+        return provider, _open(bundle, provider, threads, constants, mapped, changes, bulk)
     wanted = AUTO
     if bundle.manifest.target == BF16_PROCESSOR:
         wanted = ("openvino", "cpu")
@@ -229,11 +231,11 @@ def open_session(
     first, *others = [PROVIDERS[name] for name in wanted if name in available]
     for other in others:
         try:
-            return first, _open(bundle, first, threads, constants, products, bulk)
+            return first, _open(bundle, first, threads, constants, mapped, changes, bulk)
         except _NotStartedError as error:
             _log.warning("%s; --device auto goes on with %s", error, other.device)
             first = other
-    return first, _open(bundle, first, threads, constants, products, bulk)
+    return first, _open(bundle, first, threads, constants, mapped, changes, bulk)
 
 
 class _NotStartedError(CognateError):
@@ -251,7 +253,8 @@ def _open(
     provider: Provider,
     threads: int,
     constants: Mapping[str, onnxruntime.OrtValue],
-    products: Sequence[int],
+    mapped: MappedGraph,
+    changes: Sequence[Change],
     bulk: bool,
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
@@ -275,22 +278,19 @@ def _open(
     if provider.device == "cpu":
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        for name, values in constants.items():
-            options.add_initializer(name, values)
-        if products:
+        if changes:
             options.register_custom_ops_library(str(bf16x3.library()))
-    else:
-        products = []
     try:
-        with bf16x3.rewritten(bundle.graph, products) as graph:
-            session = onnxruntime.InferenceSession(
-                str(graph),
-                options,
-                providers=providers,
-                disabled_optimizers=disabled,
-                # It would go on with another provider, and say so on standard output.
-                enable_fallback=0,
-            )
+        session = onnxruntime.InferenceSession(
+            model_in_memory(bundle, constants, mapped, changes, options)
+            if provider.device == "cpu"
+            else str(bundle.graph),
+            options,
+            providers=providers,
+            disabled_optimizers=disabled,
+            # It would go on with another provider, and say so on standard output.
+            enable_fallback=0,
+        )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if failed := re.search(r"CUDA failure \d+: (.*?) ;", str(error)):
             raise _NotStartedError(provider, failed[1]) from None
@@ -305,6 +305,32 @@ def _open(
     # What it has read of the file, and laid out anew for the processor.
     give_back_free_memory()
     return session
+
+
+def model_in_memory(
+    bundle: Bundle,
+    constants: Mapping[str, onnxruntime.OrtValue],
+    mapped: MappedGraph,
+    changes: Sequence[Change],
+    options: onnxruntime.SessionOptions,
+) -> str | bytes:
+    """What a session on the CPU is to open, so that its large constants are not read and copied.
+
+    Args:
+        bundle: Opened.
+        constants: As for ``open_session``, as are the next two.
+        mapped: See there.
+        changes: See there.
+        options: The session's, to which is added what it needs.
+    """
+    if not mapped.outside:
+        return str(bundle.graph)
+    for name, values in constants.items():
+        options.add_initializer(name, values)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(bundle.graph.parent)
+    )
+    return rewritten(bundle.graph, mapped, changes)
 
 
 @functools.cache

@@ -1,16 +1,20 @@
 """``Sessions``: a bundle's model, opened for runs that are alone and for runs side by side."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import onnxruntime
 
-from cognate import bf16x3
+from cognate import bert_layers, bf16x3
 from cognate.bundle import Bundle
 from cognate.devices import Device
-from cognate.graph_file import map_graph
-from cognate.providers import Provider, open_session
+from cognate.errors import ArtifactError
+from cognate.graph_file import Change, map_graph
+from cognate.providers import OUTPUT, Provider, model_in_memory, open_session
+
+_log = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -23,6 +27,7 @@ class Sessions:
     Attributes:
         provider: Where the model runs.
         inputs: Names of the graph's inputs.
+        skips_padding: Whether a run calculates next to nothing for padding.
     """
 
     def __init__(self, bundle: Bundle, device: Device, threads: int, *, bulk: bool) -> None:
@@ -36,14 +41,15 @@ class Sessions:
         """
         self._bundle = bundle
         self._threads = threads
-        mapped = map_graph(bundle.graph)
-        self._products = bf16x3.products(mapped) if bf16x3.library() else []
+        self._mapped = map_graph(bundle.graph)
+        self._products = bf16x3.products(self._mapped) if bf16x3.library() else []
+        constants = self._mapped.tables | (self._mapped.weights if self._products else {})
         # By name, for all sessions, which share the memory and do not keep it themselves.
         self._constants = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(values)
-            for name, values in (mapped.tables | (mapped.weights if self._products else {})).items()
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in constants.items()
         }
-        self.provider, self._alone = self._open(device, bulk=bulk)
+        self.skips_padding = bool(self._products and self._layers(threads))
+        self.provider, self._alone = self._open_checked(device, bulk=bulk)
         self.inputs = {value.name for value in self._alone.get_inputs()}
         one_for_all = bulk or threads == 1 or not self.provider.shares_threads
         self._one_thread = self._alone if one_for_all else None
@@ -75,5 +81,43 @@ class Sessions:
                 _, self._one_thread = self._open(self.provider.device, bulk=True)
             return self._one_thread
 
+    def _open_checked(self, device: Device, *, bulk: bool) -> tuple[Provider, onnxruntime.InferenceSession]:
+        """Open the model, with its layers in one operator if it gives the graph's vectors."""
+        try:
+            provider, session = self._open(device, bulk=bulk)
+        except ArtifactError:
+            if not self.skips_padding:
+                raise
+        else:
+            self.skips_padding = self.skips_padding and provider.device == "cpu"
+            if not self.skips_padding or bert_layers.agrees(session, self._plain(), OUTPUT):
+                return provider, session
+        _log.warning("%s has layers that are left to onnxruntime, which is slower", self._bundle.graph)
+        self.skips_padding = False
+        return self._open(device, bulk=bulk)
+
     def _open(self, device: Device, *, bulk: bool) -> tuple[Provider, onnxruntime.InferenceSession]:
-        return open_session(self._bundle, device, self._threads, self._constants, self._products, bulk=bulk)
+        changes = self._changes(1 if bulk else self._threads)
+        return open_session(
+            self._bundle, device, self._threads, self._constants, self._mapped, changes, bulk=bulk
+        )
+
+    def _plain(self) -> onnxruntime.InferenceSession:
+        """The graph as it is, made to be run once."""
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.intra_op_num_threads = 1
+        model = model_in_memory(self._bundle, self._constants, self._mapped, [], options)
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def _changes(self, threads: int) -> list[Change]:
+        """What puts operators of ours into the graph: of all layers, and of the products beside them."""
+        layers = self._layers(threads) if self.skips_padding else []
+        left = [
+            each for each in self._products if not any(gone.start <= each.start < gone.end for gone in layers)
+        ]
+        return layers + left
+
+    def _layers(self, threads: int) -> list[Change]:
+        return bert_layers.layers(self._mapped, self._bundle.folder / "config.json", threads)

@@ -149,8 +149,8 @@ class Batcher:
             max_batch_tokens: None: what suits the encoder's device.
             max_queue_tokens: None: 128 full batches for each that the encoder runs at once.
             on_batch: Called with the token ids of the texts of each batch that the model ran, its tokens,
-                padding included, and the seconds it kept the model busy: those it took, divided by the runs
-                that the encoder makes at once.
+                padding included by what it cost, and the seconds it kept the model busy: those it took,
+                divided by the runs that the encoder makes at once.
         """
         self.max_batch_tokens = max_batch_tokens or encoder.max_batch_tokens
         self.max_queue_tokens = max_queue_tokens or (
@@ -165,6 +165,7 @@ class Batcher:
             max_batch_texts=encoder.max_batch_texts,
             run_tokens=encoder.run_tokens,
             padded_length=encoder.padded_length,
+            padding_cost=encoder.padding_cost,
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()
@@ -355,7 +356,9 @@ class Batcher:
         seconds: float,
     ) -> None:
         if self._on_batch:
-            padded_tokens = len(texts) * self._encoder.padded_length(max(map(len, texts)))
+            tokens = sum(map(len, texts))
+            padding = len(texts) * self._encoder.padded_length(max(map(len, texts))) - tokens
+            padded_tokens = tokens + round(self._encoder.padding_cost * padding)
             self._on_batch(texts, padded_tokens, seconds / self._runs_at_once)
         start = 0
         for call, positions in batch:
