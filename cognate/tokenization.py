@@ -13,6 +13,10 @@ from cognate.errors import ArtifactError, CognateError
 CHARACTERS_AT_A_TIME = 256 * 1024
 """Of the texts, tokenised in one call: bounds the memory that it takes."""
 
+FEW_TEXTS = 16
+"""Are tokenised by the thread that asks for it. More are divided among threads of the tokenizer, for which a
+server's event loop would wait, while the model has the cores."""
+
 LONG_TEXT = 64
 """Characters for each token that the model reads, above which a text is first cut, so that 10 MB of text take
 milliseconds and not seconds."""
@@ -116,7 +120,10 @@ class TextTokenizer:
                 prompted[position], unread = self._beginning(text)
                 if unread:
                     lost[position] = unread
-        encodings = self._cutting.encode_batch_fast(prompted)
+        if len(prompted) <= FEW_TEXTS:
+            encodings = [self._cutting.encode(text) for text in prompted]
+        else:
+            encodings = self._cutting.encode_batch_fast(prompted)
         return [
             TokenizedText(array("i", encoding.ids), lost.get(position) or self._lost(encoding))
             for position, encoding in enumerate(encodings)

@@ -19,6 +19,8 @@ from serving.vectors import write_vectors
 CHUNKS_AT_A_TIME = 2
 """Of a stream: the next is tokenised while the model has one, and so many at most wait for a slow reader."""
 
+_FORMATS = frozenset(embedding_pb2.EmbeddingFormat.values())
+
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Answers Encode and EncodeStream. Raises ``Refusal``, which the boundary turns into a status."""
@@ -63,7 +65,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
             raise bad_field(
                 "dimension", f"is {request.dimension}; vectors of this model have {self._model.dimension}"
             )
-        if request.format not in embedding_pb2.EmbeddingFormat.values():
+        if request.format not in _FORMATS:
             raise bad_field("format", f"{request.format} is no EmbeddingFormat")
         encoded = await encode_texts(
             self._encoder,

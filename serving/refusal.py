@@ -1,7 +1,8 @@
 """Why a call is refused: a status code, a sentence, and details that a program can read."""
 
 import errno
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import grpc
@@ -38,7 +39,8 @@ class Refusal(Exception):  # noqa: N818
         code: gRPC's status code.
         reason: A name for the reason that never changes.
         sentence: What was wrong, where, and what to do.
-        details: ``google.rpc`` messages beside the reason.
+        details: ``google.rpc`` messages beside the reason and the time to wait.
+        retry_milliseconds: When to come again, to be told as ``RetryInfo``; None where that is of no use.
         metadata: Of the reason.
         indexes: Those that there are, to be told behind the sentence.
     """
@@ -51,6 +53,7 @@ class Refusal(Exception):  # noqa: N818
         self.reason = reason
         self.sentence = sentence
         self.details = details
+        self.retry_milliseconds: int | None = None
         self.metadata: dict[str, str] = {}
         self.indexes: Sequence[str] = ()
 
@@ -71,18 +74,43 @@ class Refusal(Exception):  # noqa: N818
 
     def status(self) -> grpc.Status:
         """What gRPC sends, shortened: the code, the sentence and a ``google.rpc.Status`` with the details."""
-        reason = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
-        packed = []
-        for detail in (reason, *map(_shortened, self.details)):
-            anything = any_pb2.Any()
-            anything.Pack(detail)
-            packed.append(anything)
+        if self.retry_milliseconds is not None and not (self.details or self.metadata or self.indexes):
+            return _overload_status(self.code, self.reason, self.sentence, self.retry_milliseconds)
         message = self.sentence
         if self.indexes:
             message += f"; the indexes are {listed(self.indexes)}"
-        return rpc_status.to_status(
-            status_pb2.Status(code=self.code.value[0], message=_short(message), details=packed)
-        )
+        details = [*map(_shortened, self.details), *_retry_info(self.retry_milliseconds)]
+        return _status(self.code, self.reason, message, details, self.metadata)
+
+
+@functools.lru_cache(256)
+def _overload_status(
+    code: grpc.StatusCode, reason: str, sentence: str, retry_milliseconds: int
+) -> grpc.Status:
+    """The same again and again where a server has more to do than it can, and no time to make it anew."""
+    return _status(code, reason, sentence, _retry_info(retry_milliseconds), {})
+
+
+def _status(
+    code: grpc.StatusCode, reason: str, sentence: str, details: Sequence[Message], metadata: Mapping[str, str]
+) -> grpc.Status:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    packed = []
+    for detail in (info, *details):
+        anything = any_pb2.Any()
+        anything.Pack(detail)
+        packed.append(anything)
+    return rpc_status.to_status(
+        status_pb2.Status(code=code.value[0], message=_short(sentence), details=packed)
+    )
+
+
+def _retry_info(milliseconds: int | None) -> list[Message]:
+    if milliseconds is None:
+        return []
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(milliseconds)
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 def _shortened(detail: Message) -> Message:
@@ -99,6 +127,8 @@ def _shortened(detail: Message) -> Message:
 
 def _short(text: str) -> str:
     """Cut what has more than ``MAX_BYTES`` on its way."""
+    if len(text) <= MAX_BYTES and text.isascii() and text.isprintable() and "%" not in text:
+        return text
     size = 0
     for position, character in enumerate(text):
         # gRPC sends other bytes as %XX.
@@ -295,15 +325,11 @@ def _overload(reason: str, why: str, retry_seconds: float) -> Refusal:
 
 
 def _come_again(code: grpc.StatusCode, reason: str, why: str, retry_seconds: float) -> Refusal:
-    seconds = min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-    delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(seconds * 1000))
-    return Refusal(
-        code,
-        reason,
-        f"{why}; try again in {seconds:.2f} s",
-        [error_details_pb2.RetryInfo(retry_delay=delay)],
-    )
+    # In hundredths, so that there are few of them.
+    seconds = round(min(max(retry_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS), 2)
+    refusal = Refusal(code, reason, f"{why}; try again in {seconds:.2f} s")
+    refusal.retry_milliseconds = round(1000 * seconds)
+    return refusal
 
 
 def deadline_passed() -> Refusal:

@@ -35,6 +35,7 @@ from cognate.v1 import (
     search_pb2,
     search_pb2_grpc,
 )
+from serving import event_loop
 from serving.access import Access
 from serving.batcher import Batcher
 from serving.boundary import Boundary
@@ -340,7 +341,7 @@ def run(settings: Settings, on_ready: Callable[[Server], None] | None = None) ->
         CognateError: As ``Server.start``.
     """
     with logging_to_standard_error(settings.log_format, settings.log_level):
-        asyncio.run(serve(Server(settings), on_ready))
+        event_loop.run(serve(Server(settings), on_ready))
         _log.info("stopped")
 
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from cognate.errors import CognateError, UnavailableError
+from serving import event_loop
 from serving.index_changes import Change, OtherWorkers, ServedByAll, error_of, line, said_of
 from serving.indexes import Prepared
 from serving.logs import logging_to_standard_error
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 def work() -> None:
     """Be a worker: the whole program of its process."""
     try:
-        asyncio.run(_work())
+        event_loop.run(_work())
     except CognateError as error:
         _say({"error": said_of(error)})
         raise SystemExit(1) from None
