@@ -215,6 +215,9 @@ class Encoder:
             on_progress=on_progress,
             on_truncated=on_truncated,
         )
+        if 0 < len(texts) <= WINDOW:
+            (block,) = blocks
+            return block
         none = np.empty((0, self.dimension), np.float32)
         embeddings = vector_formats.convert(
             vector_formats.cut(none, dimension or self.dimension), vector_format
