@@ -18,11 +18,9 @@ from cognate.graph_file import Change, MappedGraph, Node, node_field
 
 _OPERATOR = "BertLayers"
 
-RUN_TOKENS = 30
-"""What a run costs beside its tokens, counted in tokens: 1.8 ms with one core, where a token costs 60 µs."""
-
 PADDING_COST = 1 / 32
-"""What a token of padding costs, counted in tokens: the operators before and after the layers take 2 µs."""
+"""What a token of padding costs, counted in tokens: the operators before and after the layers take 2 µs,
+where a token takes 60."""
 
 _PRODUCTS = 6
 """Of a layer: query, key, value, output, the wide layer and the narrow one, in this order."""

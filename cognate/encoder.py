@@ -92,9 +92,8 @@ class Encoder:
         suitable = (bulk and self._provider.bulk_batch_tokens) or self._provider.max_batch_tokens
         self.max_batch_tokens = max_batch_tokens or suitable
         self.max_batch_texts = self._provider.max_batch_texts
-        self.run_tokens, self.padding_cost = self._provider.run_tokens, 1.0
-        if self._sessions.skips_padding:
-            self.run_tokens, self.padding_cost = bert_layers.RUN_TOKENS, bert_layers.PADDING_COST
+        self.run_tokens = self._provider.run_tokens
+        self.padding_cost = bert_layers.PADDING_COST if self._sessions.skips_padding else 1
         self.runs_at_once = threads if self._provider.own_cores else 1
         self._prompts = {"query": manifest.prompts.query, "passage": manifest.prompts.passage}
         self._pad_id = manifest.pad_id

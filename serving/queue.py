@@ -101,7 +101,8 @@ class TextQueue:
             max_batch_texts: As in ``choose_batch``.
             run_tokens: As in ``choose_batch``.
             padded_length: Gives the length that a text of so many tokens is run with at least.
-            padding_cost: As in ``choose_batch``.
+            padding_cost: What a token of padding costs, counted in tokens; where it is less than 1, texts
+                need not be of like length to go together.
         """
         self.max_queue_tokens = max_queue_tokens
         self.max_batch_tokens = max_batch_tokens
@@ -215,12 +216,12 @@ class TextQueue:
                 self._bulk_waited = 0
             else:
                 self._bulk_waited += 1
-            chosen = choose_batch(
-                [self._padded_length(len(call.texts[position])) for call, position in candidates],
-                max_batch_tokens=self.max_batch_tokens,
-                max_batch_texts=self.max_batch_texts,
-                run_tokens=self._run_tokens,
-                padding_cost=self._padding_cost,
+            lengths = [self._padded_length(len(call.texts[position])) for call, position in candidates]
+            bounds = {"max_batch_tokens": self.max_batch_tokens, "max_batch_texts": self.max_batch_texts}
+            chosen = (
+                choose_batch(lengths, run_tokens=self._run_tokens, **bounds)
+                if self._padding_cost == 1
+                else choose_in_turn(lengths, padding_cost=self._padding_cost, **bounds)
             )
             # Others may have a part too, by their length; they keep their place.
             lane.turns.move_to_end(candidates[0][0].caller.tenant)
@@ -303,16 +304,11 @@ class TextQueue:
 
 
 def choose_batch(
-    lengths: Sequence[int],
-    *,
-    max_batch_tokens: int,
-    max_batch_texts: int,
-    run_tokens: int,
-    padding_cost: float = 1,
+    lengths: Sequence[int], *, max_batch_tokens: int, max_batch_texts: int, run_tokens: int
 ) -> list[int]:
     """Choose the texts of the next batch: the first one, and those of like length that fit.
 
-    A batch costs its tokens, and its padding to (texts x its longest text). A text joins where the padding
+    A batch costs (texts x its longest text) tokens, padding included. A text joins where the padding
     that it adds costs less than a run of its own.
 
     Args:
@@ -320,7 +316,6 @@ def choose_batch(
         max_batch_tokens: What a batch may cost; a single longer text is a batch of its own.
         max_batch_texts: How many texts a batch may have, at least 1.
         run_tokens: What a run of the model costs beside its tokens, counted in tokens.
-        padding_cost: What a token of padding costs, counted in tokens.
 
     Returns:
         Positions in ``lengths``, ascending, 0 always among them; none where there are no texts.
@@ -331,28 +326,48 @@ def choose_batch(
     # The batch is by_length[low:high]; it grows at the end where that adds less padding.
     low = by_length.index(0)
     high = low + 1
-    tokens = longest = lengths[0]
-    padding = 0
-    while high - low < max_batch_texts:
-        # The padding that it adds, at which end it is, and its length.
-        nearest: list[tuple[int, int, int]] = []
-        if high < len(by_length):
-            length = lengths[by_length[high]]
-            nearest.append(((high - low) * (length - longest), 0, length))
-        if low:
-            length = lengths[by_length[low - 1]]
-            nearest.append((longest - length, 1, length))
-        joining = [
-            (added, end, length)
-            for added, end, length in nearest
-            if padding_cost * added <= run_tokens
-            and tokens + length + padding_cost * (padding + added) <= max_batch_tokens
-        ]
-        if not joining:
+    longest = lengths[0]
+    while (size := high - low) < max_batch_texts:
+        shorter = longest - lengths[by_length[low - 1]] if low else None
+        longer = size * (lengths[by_length[high]] - longest) if high < len(by_length) else None
+        if longer is not None and (
+            longer > run_tokens or (size + 1) * lengths[by_length[high]] > max_batch_tokens
+        ):
+            longer = None
+        if shorter is not None and (shorter > run_tokens or (size + 1) * longest > max_batch_tokens):
+            shorter = None
+        if longer is not None and (shorter is None or longer <= shorter):
+            longest = lengths[by_length[high]]
+            high += 1
+        elif shorter is not None:
+            low -= 1
+        else:
             break
-        added, end, length = min(joining)
-        padding += added
-        tokens += length
-        longest = max(longest, length)
-        low, high = (low - 1, high) if end else (low, high + 1)
     return sorted(by_length[low:high])
+
+
+def choose_in_turn(
+    lengths: Sequence[int], *, max_batch_tokens: int, max_batch_texts: int, padding_cost: float
+) -> list[int]:
+    """Choose the texts of the next batch where padding costs little: the first, and those after it that fit.
+
+    Args:
+        lengths: Tokens of each waiting text, in the order of their turns.
+        max_batch_tokens: What a batch may cost; a single longer text is a batch of its own.
+        max_batch_texts: How many texts a batch may have, at least 1.
+        padding_cost: What a token of padding costs, counted in tokens.
+
+    Returns:
+        Positions in ``lengths``, ascending, 0 always among them; none where there are no texts.
+    """
+    chosen: list[int] = []
+    tokens = longest = 0
+    for position, length in enumerate(lengths):
+        all_tokens, new_longest = tokens + length, max(longest, length)
+        padding = (len(chosen) + 1) * new_longest - all_tokens
+        if not chosen or all_tokens + padding_cost * padding <= max_batch_tokens:
+            chosen.append(position)
+            tokens, longest = all_tokens, new_longest
+            if len(chosen) == max_batch_texts:
+                break
+    return chosen

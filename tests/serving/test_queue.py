@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.queue import BULK_TURN, Call, Caller, Priority, QueueFullError, TextQueue, choose_batch
+from serving.queue import (
+    BULK_TURN,
+    Call,
+    Caller,
+    Priority,
+    QueueFullError,
+    TextQueue,
+    choose_batch,
+    choose_in_turn,
+)
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 CALLS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=30), min_size=1, max_size=12)
@@ -19,6 +28,7 @@ def make_queue(
     max_batch_tokens: int = 64,
     texts: int = 8,
     padded_length: Callable[[int], int] = int,
+    padding_cost: float = 1,
 ) -> TextQueue:
     return TextQueue(
         max_queue_tokens=max_queue_tokens,
@@ -26,6 +36,7 @@ def make_queue(
         max_batch_texts=texts,
         run_tokens=8,
         padded_length=padded_length,
+        padding_cost=padding_cost,
     )
 
 
@@ -73,7 +84,41 @@ def test_texts_that_are_run_with_one_length_are_of_like_length() -> None:
     assert sorted(positions) == [0, 1, 2, 4]
 
 
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 20), st.sampled_from([0, 1 / 32, 0.5]))
+def test_where_padding_costs_little_texts_go_in_the_order_of_their_turns(
+    lengths: list[int], max_tokens: int, max_texts: int, padding_cost: float
+) -> None:
+    chosen = choose_in_turn(
+        lengths, max_batch_tokens=max_tokens, max_batch_texts=max_texts, padding_cost=padding_cost
+    )
+    assert chosen[0] == 0
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= max_texts
+    tokens = sum(lengths[position] for position in chosen)
+    padding = len(chosen) * max(lengths[position] for position in chosen) - tokens
+    assert tokens + padding_cost * padding <= max_tokens or chosen == [0]
+    # The first that was passed over did not fit.
+    passed_over = next((each for each in range(len(lengths)) if each not in chosen), None)
+    if passed_over is not None and len(chosen) < max_texts:
+        together = lengths[: passed_over + 1]
+        padding = len(together) * max(together) - sum(together)
+        assert sum(together) + padding_cost * padding > max_tokens
+
+
+def test_a_queue_whose_model_skips_padding_takes_texts_of_any_length_together() -> None:
+    lengths = [10, 40, 1, 25]
+    for padding_cost, expected in ((1, [[0], [1], [2], [3]]), (1 / 32, [[0, 1, 2, 3]])):
+        queue = make_queue(texts=8, max_batch_tokens=100, padding_cost=padding_cost)
+        calls = [queue.admit(length, math.inf) for length in lengths]
+        for call, length in zip(calls, lengths, strict=True):
+            queue.put(call, texts_of([length]))
+        batches = [[calls.index(call) for call, _ in queue.take(0)[0]] for _ in expected]
+        assert batches == expected
+        assert queue.empty
+
+
 def test_no_texts_make_no_batch() -> None:
+    assert choose_in_turn([], max_batch_tokens=1, max_batch_texts=1, padding_cost=0) == []
     assert choose_batch([], max_batch_tokens=1, max_batch_texts=1, run_tokens=0) == []
 
 
