@@ -27,8 +27,9 @@ enum {
   FIRST_WEIGHTS = 2,          /* the input before which are the hidden states and the mask */
   MOST_LAYERS = 64,
   MOST_THREADS = 16,          /* of a run */
-  CACHED_INPUTS = 192 * 1024, /* numbers of a step's inputs that are multiplied by all columns before the next: 768 KB */
+  CACHED_INPUTS = 192 * 1024, /* numbers of the inputs that all columns are multiplied by before the next: 768 KB */
   NORM_ROWS = 8,              /* of a task */
+  TASKS_OF_THREAD = 3,
   SPINS = 4096,               /* looks at whether the others are done, before the core is offered to them */
 };
 
@@ -111,7 +112,8 @@ AMX static inline __m512 gelu(__m512 x) {
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
-  const __m512 erfc = _mm512_mul_ps(_mm512_mul_ps(p, t), exponential(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
+  const __m512 minus_square = _mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z));
+  const __m512 erfc = _mm512_mul_ps(_mm512_mul_ps(p, t), exponential(minus_square));
   const __m512 part = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), erfc);
   return _mm512_mask_sub_ps(part, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), x, part);
 }
@@ -160,18 +162,25 @@ static size_t block_rows(size_t depth) {
   return rows ? rows : PANEL;
 }
 
+/* Panels of weights that a task multiplies by. Of few rows there are three tasks for each thread, if that divides
+ * them: weights come from memory the sooner, the more of them lie one after another. */
+static size_t panels_of_task(const Run *run, size_t columns) {
+  const size_t panels = columns / PANEL, tasks = TASKS_OF_THREAD * run->model->threads;
+  return run->rows <= PANEL && panels > tasks && panels % tasks == 0 ? panels / tasks : 1;
+}
+
 static size_t product_tasks(const Run *run, size_t depth, size_t columns) {
   const size_t block = block_rows(depth);
-  return (run->rows + block - 1) / block * (columns / PANEL);
+  return (run->rows + block - 1) / block * (columns / PANEL / panels_of_task(run, columns));
 }
 
 /* A block of rows by one panel of the weights, and what the step does with the sums. */
-AMX static inline __attribute__((always_inline)) void product(const Run *run, size_t task, enum Step step,
-                                                              const bfloat16 *inputs, size_t depth,
-                                                              const bfloat16 *weights, size_t columns,
-                                                              const float *bias) {
+AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *run, size_t panel, enum Step step,
+                                                                     const bfloat16 *inputs, size_t depth,
+                                                                     const bfloat16 *weights, size_t columns,
+                                                                     const float *bias) {
   const size_t hidden = run->model->layers->hidden, panels = columns / PANEL;
-  const size_t column = task % panels * PANEL, begin = task / panels * block_rows(depth);
+  const size_t column = panel % panels * PANEL, begin = panel / panels * block_rows(depth);
   const size_t end = least(run->rows, begin + block_rows(depth));
   float sums[PANEL * PANEL] __attribute__((aligned(64)));
   const __m512 first_bias = _mm512_loadu_ps(bias + column), second_bias = _mm512_loadu_ps(bias + column + TILE);
@@ -207,6 +216,15 @@ AMX static inline __attribute__((always_inline)) void product(const Run *run, si
       }
     }
   }
+}
+
+AMX static inline __attribute__((always_inline)) void product(const Run *run, size_t task, enum Step step,
+                                                              const bfloat16 *inputs, size_t depth,
+                                                              const bfloat16 *weights, size_t columns,
+                                                              const float *bias) {
+  const size_t count = panels_of_task(run, columns);
+  for (size_t i = 0; i < count; i++)
+    multiply_panel(run, task * count + i, step, inputs, depth, weights, columns, bias);
 }
 
 /* Lays rows, a stride apart, out as the columns of weights: the first so many, the rest of the panel zero. */
@@ -290,7 +308,8 @@ AMX static void attend(const Run *run, size_t task, char *scratch) {
         multiply(share_panel, value_panels + 2 * keys * column, keys / STEP, sums + column, size, 0, 0, nothing_ahead);
     for (size_t i = 0; i < queries; i++) {
       const size_t row = begin + first + i;
-      bfloat16 *to = row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL) + head * size / STEP * STEP_PARTS;
+      bfloat16 *to = row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL);
+      to += head * size / STEP * STEP_PARTS;
       const __m512 all = _mm512_set1_ps(by[i]);
       for (size_t at = 0; at < size; at += STEP, to += STEP_PARTS)
         put(_mm512_mul_ps(all, _mm512_loadu_ps(sums + i * size + at)),
@@ -374,7 +393,7 @@ static OrtStatus *read_constant(const OrtInfo *info, size_t place, size_t first,
   return NULL;
 }
 
-/* Where the weights of a layer are among its inputs, and the vectors; queries, keys and values are one after another. */
+/* Where among the inputs of a layer its weights are, and its vectors; queries, keys and values follow each other. */
 static const size_t matrix_at[6] = {0, 2, 4, 6, 10, 12}, vector_at[10] = {1, 3, 5, 7, 8, 9, 11, 13, 14, 15};
 
 static OrtStatus *read_layers(const OrtInfo *info, Layers *layers) {
@@ -444,7 +463,8 @@ static OrtStatus *take_layers(const OrtInfo *info, size_t count, Layers **taken)
   Layers *found = all_layers;
   while (found && !(found->source == source && found->count == count)) found = found->next;
   if (!found && (found = malloc(sizeof *found))) {
-    *found = (Layers){.next = all_layers, .source = source, .count = count, .hidden = (size_t)sizes[0], .wide = (size_t)wide_sizes[1]};
+    *found = (Layers){.next = all_layers, .source = source, .count = count};
+    found->hidden = (size_t)sizes[0], found->wide = (size_t)wide_sizes[1];
     if ((failed = read_layers(info, found))) {
       free(found->memory);
       free(found);
