@@ -5,7 +5,8 @@
  * from one step to the next without leaving the threads it has. And it multiplies the tokens of the texts alone:
  * padding costs nothing.
  *
- * Each layer (A. Vaswani et al., "Attention Is All You Need", 2017; J. Devlin et al., "BERT", 2018):
+ * Of normalised embeddings x, each layer makes (A. Vaswani et al., "Attention Is All You Need", 2017; J. Devlin et
+ * al., "BERT", 2018)
  *
  *     y = normalised(x + attention(x));  x = normalised(y + narrow(gelu(wide(y))))
  *
@@ -24,7 +25,7 @@
 
 enum {
   INPUTS_OF_LAYER = 16,
-  FIRST_WEIGHTS = 2,          /* the input before which are the hidden states and the mask */
+  FIRST_WEIGHTS = 4,          /* of a layer: before are the embeddings, the mask, and how those are normalised */
   MOST_LAYERS = 64,
   MOST_THREADS = 16,          /* of a run */
   CACHED_INPUTS = 192 * 1024, /* numbers of the inputs that all columns are multiplied by before the next: 768 KB */
@@ -47,6 +48,7 @@ typedef struct Layers {
   const void *source;
   size_t users, count, hidden, wide;
   void *memory;
+  const float *scale, *shift; /* of the embeddings */
   Layer layer[MOST_LAYERS];
 } Layers;
 
@@ -59,7 +61,7 @@ typedef struct {
 
 /* ---- A run ---- */
 
-enum Step { GATHER, QKV, ATTENTION, OUT, FIRST_NORM, WIDE, NARROW, SECOND_NORM, STEPS_OF_LAYER = SECOND_NORM };
+enum Step { EMBEDDINGS_NORM, QKV, ATTENTION, OUT, FIRST_NORM, WIDE, NARROW, SECOND_NORM, STEPS_OF_LAYER = SECOND_NORM };
 
 typedef struct {
   atomic_size_t next, done; /* tasks that were begun, and ended */
@@ -67,11 +69,11 @@ typedef struct {
 
 typedef struct {
   const Model *model;
-  const float *hidden;  /* (texts, length, model's hidden) */
+  const float *embeddings; /* (texts, length, hidden) */
   float *outputs;       /* likewise */
   size_t texts, length, rows, longest;
   size_t *begin;        /* of each text, the first of its rows, and the end of the last */
-  size_t *place;        /* of each row, in hidden and outputs */
+  size_t *place;        /* of each row, in embeddings and outputs */
   float *x, *y, *qkv;   /* (rows, hidden), (rows, hidden), (rows, 3 hidden) */
   bfloat16 *panels;     /* of the inputs of the next product */
   bfloat16 *wide_panels;
@@ -118,20 +120,11 @@ AMX static inline __m512 gelu(__m512 x) {
   return _mm512_mask_sub_ps(part, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), x, part);
 }
 
-AMX static void gather(const Run *run, size_t task) {
+/* Normalises rows of y, or first of the embeddings, into x and the next product's inputs, or last into the outputs. */
+AMX static void normalise(const Run *run, size_t task, const float *scale, const float *shift, int first, int last) {
   const size_t hidden = run->model->layers->hidden, end = least(run->rows, (task + 1) * NORM_ROWS);
   for (size_t row = task * NORM_ROWS; row < end; row++) {
-    const float *from = run->hidden + run->place[row] * hidden;
-    memcpy(run->x + row * hidden, from, hidden * sizeof(float));
-    pack_rows(from, 1, hidden, hidden, row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL));
-  }
-}
-
-/* Normalises rows of y into x and the next product's inputs, or into the outputs. */
-AMX static void normalise(const Run *run, size_t task, const float *scale, const float *shift, int last) {
-  const size_t hidden = run->model->layers->hidden, end = least(run->rows, (task + 1) * NORM_ROWS);
-  for (size_t row = task * NORM_ROWS; row < end; row++) {
-    const float *y = run->y + row * hidden;
+    const float *y = first ? run->embeddings + run->place[row] * hidden : run->y + row * hidden;
     __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     for (size_t i = 0; i < hidden; i += TILE) sum = _mm512_add_ps(sum, _mm512_loadu_ps(y + i));
     const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)hidden);
@@ -335,14 +328,17 @@ AMX static void run_task(const Run *run, enum Step step, size_t layer, size_t ta
   const Layer *of = &all->layer[layer];
   const size_t hidden = all->hidden, wide = all->wide;
   switch (step) {
-    case GATHER: gather(run, task); break;
+    case EMBEDDINGS_NORM: normalise(run, task, all->scale, all->shift, 1, 0); break;
     case QKV: product(run, task, QKV, run->panels, hidden, of->qkv, 3 * hidden, of->qkv_bias); break;
     case ATTENTION: attend(run, task, scratch); break;
     case OUT: product(run, task, OUT, run->panels, hidden, of->out, hidden, of->out_bias); break;
-    case FIRST_NORM: normalise(run, task, of->first_scale, of->first_shift, 0); break;
+    case FIRST_NORM: normalise(run, task, of->first_scale, of->first_shift, 0, 0); break;
     case WIDE: product(run, task, WIDE, run->panels, hidden, of->wide, wide, of->wide_bias); break;
     case NARROW: product(run, task, NARROW, run->wide_panels, wide, of->narrow, hidden, of->narrow_bias); break;
-    case SECOND_NORM: normalise(run, task, of->second_scale, of->second_shift, layer + 1 == all->count); break;
+    case SECOND_NORM: {
+      normalise(run, task, of->second_scale, of->second_shift, 0, layer + 1 == all->count);
+      break;
+    }
   }
 }
 
@@ -354,7 +350,7 @@ AMX static void take_part(void *data, size_t thread) {
   const size_t count = 1 + run->model->layers->count * STEPS_OF_LAYER;
   configure_tiles();
   for (size_t at = 0; at < count; at++) {
-    const enum Step step = at ? QKV + (at - 1) % STEPS_OF_LAYER : GATHER;
+    const enum Step step = at ? QKV + (at - 1) % STEPS_OF_LAYER : EMBEDDINGS_NORM;
     Progress *progress = &run->progress[at];
     const size_t tasks = count_tasks(run, step);
     size_t task;
@@ -400,9 +396,14 @@ static OrtStatus *read_layers(const OrtInfo *info, Layers *layers) {
   const size_t hidden = layers->hidden, wide = layers->wide;
   const size_t matrices = 4 * hidden * hidden + 2 * hidden * wide, vectors = 9 * hidden + wide;
   const size_t bytes = matrices * 2 * sizeof(bfloat16) + vectors * sizeof(float);
-  char *memory = aligned_alloc(64, rounded_up(layers->count * bytes, 64));
+  char *memory = aligned_alloc(64, rounded_up(layers->count * bytes + 2 * hidden * sizeof(float), 64));
   if (!memory) return create_status(FAIL, "no memory for the weights (bad_alloc)");
   layers->memory = memory;
+  const float *scale = NULL, *shift = NULL;
+  OrtStatus *not_read = read_constant(info, 2, hidden, 0, &scale);
+  if (not_read || (not_read = read_constant(info, 3, hidden, 0, &shift))) return not_read;
+  layers->scale = memcpy(memory + layers->count * bytes, scale, hidden * sizeof(float));
+  layers->shift = memcpy(memory + layers->count * bytes + hidden * sizeof(float), shift, hidden * sizeof(float));
   for (size_t i = 0; i < layers->count; i++) {
     Layer *layer = &layers->layer[i];
     const size_t first = FIRST_WEIGHTS + i * INPUTS_OF_LAYER;
@@ -554,21 +555,21 @@ static void read_mask(Run *run, const int64_t *mask) {
 
 static OrtStatus *compute(void *kernel, OrtContext *context) {
   const Model *model = kernel;
-  const OrtValue *hidden = NULL, *mask = NULL;
+  const OrtValue *embeddings = NULL, *mask = NULL;
   OrtValue *output = NULL;
   OrtAllocator *allocator = NULL;
   int64_t sizes[3], mask_sizes[2];
   size_t count = 0, mask_count = 0;
   void *data = NULL, *mask_data = NULL, *output_data = NULL, *memory = NULL;
-  OrtStatus *failed = get_input(context, 0, &hidden);
-  if (failed || (failed = get_input(context, 1, &mask)) || (failed = read_shape(hidden, sizes, 3, &count)) ||
+  OrtStatus *failed = get_input(context, 0, &embeddings);
+  if (failed || (failed = get_input(context, 1, &mask)) || (failed = read_shape(embeddings, sizes, 3, &count)) ||
       (failed = read_shape(mask, mask_sizes, 2, &mask_count)))
     return failed;
   if (count != 3 || mask_count != 2 || (size_t)sizes[2] != model->layers->hidden || sizes[0] != mask_sizes[0] ||
       sizes[1] != mask_sizes[1])
     return create_status(FAIL, "the inputs do not fit the layers");
   if ((failed = get_output(context, 0, sizes, 3, &output)) || sizes[0] * sizes[1] == 0) return failed;
-  if ((failed = tensor_data(hidden, &data)) || (failed = tensor_data(mask, &mask_data)) ||
+  if ((failed = tensor_data(embeddings, &data)) || (failed = tensor_data(mask, &mask_data)) ||
       (failed = tensor_data(output, &output_data)) || (failed = get_allocator(context, cpu_memory, &allocator)))
     return failed;
   const size_t texts = (size_t)sizes[0], length = (size_t)sizes[1];
@@ -576,7 +577,7 @@ static OrtStatus *compute(void *kernel, OrtContext *context) {
   if (!run) {
     failed = create_status(FAIL, "no memory for the run (bad_alloc)");
   } else {
-    run->model = model, run->hidden = data, run->outputs = output_data, run->texts = texts, run->length = length;
+    run->model = model, run->embeddings = data, run->outputs = output_data, run->texts = texts, run->length = length;
     run->begin = (size_t *)(run + 1), run->place = run->begin + texts + 1;
     read_mask(run, mask_data);
     if (!(failed = allocate(allocator, lay_out(run, NULL), &memory))) {

@@ -56,21 +56,19 @@ def layers(graph: MappedGraph, config: Path, threads: int) -> list[Change]:
     found = _find(graph)
     if not heads or found is None:
         return []
-    hidden, last, weights, epsilon = found
-    size, odd = divmod(graph.weights[weights[0]].shape[0], heads)
+    embeddings, last, weights, epsilon = found
+    size, odd = divmod(graph.weights[weights[2]].shape[0], heads)
     if odd or size % _MULTIPLE:
         return []
     node = node_field(
         _OPERATOR,
-        [hidden, "attention_mask", *weights],
+        [embeddings, "attention_mask", *weights],
         last.outputs[:1],
         heads=heads,
         threads=threads,
         epsilon=epsilon,
     )
-    left_over = [
-        Change(each.start, each.end, b"") for each in _not_needed(graph, last, hidden) if each != last
-    ]
+    left_over = [Change(each.start, each.end, b"") for each in _not_needed(graph, last, embeddings)]
     return [*left_over, Change(last.start, last.end, node)]
 
 
@@ -108,27 +106,30 @@ def _find(graph: MappedGraph) -> tuple[str, Node, list[str], float] | None:
     """The layers of a graph.
 
     Returns:
-        The hidden states that go into them, the node that they come out of, their weights in the order of the
-        operator's inputs, and the epsilon of their normalisations.
+        The embeddings that go into them, not normalised yet, the node that the layers end with, their weights
+        in the order of the operator's inputs, and the epsilon of all normalisations.
     """
     readers = defaultdict[str, list[Node]](list)
     for node in graph.nodes:
         for name in node.inputs:
             readers[name].append(node)
     products = graph.products
-    start = hidden = products[0].inputs[0] if products else ""
-    last: Node | None = None
-    weights: list[str] = []
-    epsilon = 0.0
+    first = next((node for node in graph.nodes if products and products[0].inputs[0] in node.outputs), None)
+    if (
+        first is None
+        or first.op_type != "LayerNormalization"
+        or not graph.constants.issuperset(first.inputs[1:])
+    ):
+        return None
+    last, weights = first, first.inputs[1:]
     # What is multiplied after the layers, as by a Dense module, is none.
-    while found := _find_layer(graph, readers, products[:_PRODUCTS], hidden):
+    while found := _find_layer(graph, readers, products[:_PRODUCTS], last.outputs[0]):
         normed, names = found
-        if last is not None and normed.epsilon != epsilon:
+        if normed.epsilon != first.epsilon:
             break
         products = products[_PRODUCTS:]
-        last, epsilon, hidden = normed, normed.epsilon, normed.outputs[0]
-        weights += names
-    return None if last is None else (start, last, weights, epsilon)
+        last, weights = normed, weights + names
+    return None if last == first else (first.inputs[0], last, weights, first.epsilon)
 
 
 def _find_layer(
@@ -180,11 +181,11 @@ def _added_to(readers: dict[str, list[Node]], node: Node | None) -> Sequence[str
     return added.inputs if added else ()
 
 
-def _not_needed(graph: MappedGraph, last: Node, hidden: str) -> Sequence[Node]:
-    """The nodes that nothing needs, once a node has only the hidden states for its input."""
+def _not_needed(graph: MappedGraph, last: Node, embeddings: str) -> Sequence[Node]:
+    """The nodes that nothing needs, once a node has only the embeddings for its input."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     needed: set[int] = set()
-    names = [*graph.outputs, hidden]
+    names = [*graph.outputs, embeddings]
     while names:
         node = makers.get(names.pop())
         if node is not None and node.start not in needed:
