@@ -13,6 +13,7 @@
 #define COGNATE_AMX_H
 
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -116,6 +117,8 @@ static inline void fetch(Ahead *ahead) {
   for (size_t i = 0; i < ahead->count; i++, ahead->line += LINE) _mm_prefetch(ahead->line, _MM_HINT_T1);
 }
 
+static const Ahead nothing_ahead = {NULL, 0};
+
 /* Adds the product of a panel of inputs, or of the first half of its rows, by one of weights, over some steps of
  * the depth, to the outputs of their rows and columns, or sets them to it. */
 AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *inputs, const bfloat16 *weights,
@@ -178,6 +181,17 @@ AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *i
     _tile_stored(3, below + TILE, row);
   }
   MEMORY_IS_USED;
+}
+
+/* The same of a panel that has so many rows, without its second half where it has none there. */
+AMX static inline __attribute__((always_inline)) void multiply_rows(size_t rows, const bfloat16 *inputs,
+                                                                    const bfloat16 *weights, size_t steps,
+                                                                    float *outputs, size_t columns, int add,
+                                                                    Ahead ahead) {
+  if (rows > TILE)
+    multiply(inputs, weights, steps, outputs, columns, add, 1, ahead);
+  else
+    multiply(inputs, weights, steps, outputs, columns, add, 0, ahead);
 }
 
 #endif

@@ -82,8 +82,6 @@ typedef struct {
   Progress progress[1 + MOST_LAYERS * STEPS_OF_LAYER];
 } Run;
 
-static const Ahead nothing_ahead = {NULL, 0};
-
 static size_t rounded_up(size_t number, size_t multiple) { return (number + multiple - 1) / multiple * multiple; }
 
 /* The first so many of 16 numbers. */
@@ -187,10 +185,7 @@ AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *
   if (passes > 1) ahead.count = (lines + 4 * passes * (depth / STEP) - 1) / (4 * passes * (depth / STEP));
   for (size_t row = begin; row < end; row += PANEL) {
     const size_t rows = least(PANEL, end - row);
-    if (rows > TILE)
-      multiply(inputs + row * depth * 2, weights, depth / STEP, sums, PANEL, 0, 1, ahead);
-    else
-      multiply(inputs + row * depth * 2, weights, depth / STEP, sums, PANEL, 0, 0, ahead);
+    multiply_rows(rows, inputs + row * depth * 2, weights, depth / STEP, sums, PANEL, 0, ahead);
     ahead.line += 4 * ahead.count * (depth / STEP) * LINE;
     for (size_t i = 0; i < rows; i++) {
       __m512 first = _mm512_add_ps(_mm512_load_ps(sums + i * PANEL), first_bias);
@@ -267,10 +262,7 @@ AMX static void attend(const Run *run, size_t task, char *scratch) {
     float by[PANEL];
     pack_rows(q + first * stride, queries, size, stride, query_panel);
     for (size_t key = 0; key < keys; key += PANEL)
-      if (queries > TILE)
-        multiply(query_panel, key_panels + 2 * key * size, size / STEP, scores + key, keys, 0, 1, nothing_ahead);
-      else
-        multiply(query_panel, key_panels + 2 * key * size, size / STEP, scores + key, keys, 0, 0, nothing_ahead);
+      multiply_rows(queries, query_panel, key_panels + 2 * key * size, size / STEP, scores + key, keys, 0, nothing_ahead);
     for (size_t i = 0; i < queries; i++) {
       float *score = scores + i * keys;
       const __m512 lowest = _mm512_set1_ps(-3e38f);
@@ -295,10 +287,7 @@ AMX static void attend(const Run *run, size_t task, char *scratch) {
       by[i] = 1 / _mm512_reduce_add_ps(sum);
     }
     for (size_t column = 0; column < size; column += PANEL)
-      if (queries > TILE)
-        multiply(share_panel, value_panels + 2 * keys * column, keys / STEP, sums + column, size, 0, 1, nothing_ahead);
-      else
-        multiply(share_panel, value_panels + 2 * keys * column, keys / STEP, sums + column, size, 0, 0, nothing_ahead);
+      multiply_rows(queries, share_panel, value_panels + 2 * keys * column, keys / STEP, sums + column, size, 0, nothing_ahead);
     for (size_t i = 0; i < queries; i++) {
       const size_t row = begin + first + i;
       bfloat16 *to = row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL);

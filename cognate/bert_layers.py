@@ -9,6 +9,7 @@ the vectors of a few texts with those of the graph as it is.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,48 +42,81 @@ _LENGTHS = (3, 33, 18)
 """Tokens of the texts that are compared: padded, and of more and less than a tile of the processor's rows."""
 
 
-def layers(graph: MappedGraph, config: Path, threads: int) -> list[Change]:
-    """What puts the operator in place of a graph's layers.
+@dataclass(frozen=True)
+class BertLayers:
+    """The layers of a graph.
+
+    Attributes:
+        embeddings: Goes into them, not normalised yet.
+        last: The node that they end with.
+        weights: In the order of the operator's inputs.
+        epsilon: Of all normalisations.
+        heads: Of a layer.
+        not_needed: The nodes that nothing needs but these layers, without the last.
+    """
+
+    embeddings: str
+    last: Node
+    weights: list[str]
+    epsilon: float
+    heads: int
+    not_needed: list[Node]
+
+    def changes(self, threads: int) -> list[Change]:
+        """What puts the operator in their place.
+
+        Args:
+            threads: Of a run.
+        """
+        node = node_field(
+            _OPERATOR,
+            [self.embeddings, "attention_mask", *self.weights],
+            self.last.outputs[:1],
+            heads=self.heads,
+            threads=threads,
+            epsilon=self.epsilon,
+        )
+        left_over = [Change(each.start, each.end, b"") for each in self.not_needed]
+        return [*left_over, Change(self.last.start, self.last.end, node)]
+
+
+def find_layers(graph: MappedGraph, config: Path) -> BertLayers | None:
+    """The layers of a graph that the operator takes; None where it has no such.
 
     Args:
         graph: With its mask in an input named attention_mask.
         config: The model's config.json, which knows the number of heads.
-        threads: Of a run.
-
-    Returns:
-        Nothing where the graph has no such layers.
     """
     heads = _heads(config)
     found = _find(graph)
     if not heads or found is None:
-        return []
+        return None
     embeddings, last, weights, epsilon = found
     size, odd = divmod(graph.weights[weights[2]].shape[0], heads)
     if odd or size % _MULTIPLE:
-        return []
-    node = node_field(
-        _OPERATOR,
-        [embeddings, "attention_mask", *weights],
-        last.outputs[:1],
-        heads=heads,
-        threads=threads,
-        epsilon=epsilon,
-    )
-    left_over = [Change(each.start, each.end, b"") for each in _not_needed(graph, last, embeddings)]
-    return [*left_over, Change(last.start, last.end, node)]
+        return None
+    not_needed = _not_needed(graph, last, embeddings)
+    return BertLayers(embeddings, last, weights, epsilon, heads, not_needed)
 
 
-def agrees(session: onnxruntime.InferenceSession, plain: onnxruntime.InferenceSession, output: str) -> bool:
+def agrees(
+    session: onnxruntime.InferenceSession,
+    plain: onnxruntime.InferenceSession,
+    output: str,
+    max_length: int,
+) -> bool:
     """Whether two sessions of a model give the same vectors.
 
     Args:
         session: With the operator.
         plain: Without.
         output: The name of the vectors.
+        max_length: Tokens that the model takes.
     """
-    ids = np.zeros((len(_LENGTHS), max(_LENGTHS)), np.int64)
+    lengths = [min(length, max_length) for length in _LENGTHS]
+    ids = np.zeros((len(lengths), max(lengths)), np.int64)
     mask = np.zeros_like(ids)
-    for row, length in enumerate(_LENGTHS):
+    for row, length in enumerate(lengths):
         # The first numbers are in every vocabulary.
         ids[row, :length] = np.arange(length) * (row + 1) % _VOCABULARY
         mask[row, :length] = 1
@@ -181,7 +215,7 @@ def _added_to(readers: dict[str, list[Node]], node: Node | None) -> Sequence[str
     return added.inputs if added else ()
 
 
-def _not_needed(graph: MappedGraph, last: Node, embeddings: str) -> Sequence[Node]:
+def _not_needed(graph: MappedGraph, last: Node, embeddings: str) -> list[Node]:
     """The nodes that nothing needs, once a node has only the embeddings for its input."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     needed: set[int] = set()

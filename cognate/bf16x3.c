@@ -51,7 +51,6 @@ AMX static void multiply_task(void *data, size_t task) {
   const size_t depth = run->weights->depth, columns = run->weights->columns;
   const size_t begin = task * run->task_columns, end = least(columns, begin + run->task_columns);
   const size_t cached_rows = (CACHED_INPUTS / depth + PANEL - 1) / PANEL * PANEL;
-  const Ahead nothing_ahead = {NULL, 0};
   float last[PANEL * PANEL] __attribute__((aligned(64)));
   configure_tiles();
   for (size_t block = 0; block < run->rows; block += cached_rows)
@@ -64,15 +63,12 @@ AMX static void multiply_task(void *data, size_t task) {
           float *outputs = run->outputs + row * columns + column;
           const size_t rows = least(PANEL, run->rows - row);
           if (rows == PANEL) {
-            multiply(inputs, weights, steps, outputs, columns, start > 0, 1, nothing_ahead);
+            multiply_rows(rows, inputs, weights, steps, outputs, columns, start > 0, nothing_ahead);
             continue;
           }
           for (size_t i = 0; i < rows && start; i++)
             memcpy(last + i * PANEL, outputs + i * columns, PANEL * sizeof(float));
-          if (rows > TILE)
-            multiply(inputs, weights, steps, last, PANEL, start > 0, 1, nothing_ahead);
-          else
-            multiply(inputs, weights, steps, last, PANEL, start > 0, 0, nothing_ahead);
+          multiply_rows(rows, inputs, weights, steps, last, PANEL, start > 0, nothing_ahead);
           for (size_t i = 0; i < rows; i++)
             memcpy(outputs + i * columns, last + i * PANEL, PANEL * sizeof(float));
         }

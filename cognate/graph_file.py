@@ -116,7 +116,6 @@ class _Matrix(NamedTuple):
     """Numbers that lie one after another in the file."""
 
     dtype: np.dtype[Any]
-    offset: int
     shape: tuple[int, int]
     tensor: _Field
     raw_data: _Field
@@ -242,7 +241,7 @@ def _read(path: Path, data: mmap.mmap) -> MappedGraph:
 
 def _mapped(path: Path, matrix: _Matrix) -> NDArray[Any]:
     # Each alone: of a map of the whole file the system would keep the pages beside a row, too.
-    return np.memmap(path, matrix.dtype, "r", matrix.offset, matrix.shape)
+    return np.memmap(path, matrix.dtype, "r", matrix.raw_data.start, matrix.shape)
 
 
 def _outside(path: Path, data: mmap.mmap, matrix: _Matrix) -> Change:
@@ -298,7 +297,7 @@ def _matrix(data: mmap.mmap, tensor: _Field) -> tuple[str, _Matrix | None]:
     size = raw_data.end - raw_data.start if raw_data != tensor else 0
     if not dtype.itemsize or len(shape) != 2 or size != shape[0] * shape[1] * dtype.itemsize:
         return name, None
-    return name, _Matrix(dtype, raw_data.start, (shape[0], shape[1]), tensor, raw_data)
+    return name, _Matrix(dtype, (shape[0], shape[1]), tensor, raw_data)
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[_Field]:

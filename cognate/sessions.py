@@ -27,7 +27,6 @@ class Sessions:
     Attributes:
         provider: Where the model runs.
         inputs: Names of the graph's inputs.
-        skips_padding: Whether a run calculates next to nothing for padding.
     """
 
     def __init__(self, bundle: Bundle, device: Device, threads: int, *, bulk: bool) -> None:
@@ -48,7 +47,9 @@ class Sessions:
         self._constants = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in constants.items()
         }
-        self.skips_padding = bool(self._products and self._layers(threads))
+        self._layers = (
+            bert_layers.find_layers(self._mapped, bundle.folder / "config.json") if self._products else None
+        )
         self.provider, self._alone = self._open_checked(device, bulk=bulk)
         self.inputs = {value.name for value in self._alone.get_inputs()}
         one_for_all = bulk or threads == 1 or not self.provider.shares_threads
@@ -57,6 +58,11 @@ class Sessions:
         self._turn = threading.Lock() if self.provider.one_run_at_a_time else nullcontext()
         self._lock = threading.Lock()
         self._runs = 0
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether a run calculates next to nothing for padding."""
+        return self._layers is not None
 
     def open_all(self) -> None:
         """Open what is else opened by the first runs side by side."""
@@ -86,14 +92,16 @@ class Sessions:
         try:
             provider, session = self._open(device, bulk=bulk)
         except ArtifactError:
-            if not self.skips_padding:
+            if self._layers is None:
                 raise
         else:
-            self.skips_padding = self.skips_padding and provider.device == "cpu"
-            if not self.skips_padding or bert_layers.agrees(session, self._plain(), OUTPUT):
+            if provider.device != "cpu":
+                self._layers = None
+            max_length = self._bundle.manifest.max_length
+            if self._layers is None or bert_layers.agrees(session, self._plain(), OUTPUT, max_length):
                 return provider, session
         _log.warning("%s has layers that are left to onnxruntime, which is slower", self._bundle.graph)
-        self.skips_padding = False
+        self._layers = None
         return self._open(device, bulk=bulk)
 
     def _open(self, device: Device, *, bulk: bool) -> tuple[Provider, onnxruntime.InferenceSession]:
@@ -113,11 +121,8 @@ class Sessions:
 
     def _changes(self, threads: int) -> list[Change]:
         """What puts operators of ours into the graph: of all layers, and of the products beside them."""
-        layers = self._layers(threads) if self.skips_padding else []
+        layers = self._layers.changes(threads) if self._layers else []
         left = [
             each for each in self._products if not any(gone.start <= each.start < gone.end for gone in layers)
         ]
         return layers + left
-
-    def _layers(self, threads: int) -> list[Change]:
-        return bert_layers.layers(self._mapped, self._bundle.folder / "config.json", threads)

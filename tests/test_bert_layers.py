@@ -100,6 +100,14 @@ def test_batches_of_any_lengths_and_threads_have_the_graphs_vectors(
 
 
 @has_amx
+def test_a_model_of_few_tokens_is_compared_by_as_many(tmp_path: Path) -> None:
+    model = random_model(tmp_path / "model", max_position_embeddings=20)
+    bundle = exporter.export(model, tmp_path / "bundle", pooling="mean")
+    assert bundle.manifest.max_length == 20
+    assert Encoder(bundle, device="cpu")._sessions.skips_padding
+
+
+@has_amx
 def test_a_mask_with_holes_leaves_out_what_it_says(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (4, 40))
     mask[:, 7] = 1
@@ -154,10 +162,10 @@ def test_layers_whose_heads_are_not_known_or_not_of_multiples_of_32_are_none(
     bundle: Path, tmp_path: Path, config: object
 ) -> None:
     graph = map_graph(bundle / "onnx/model.onnx")
-    assert bert_layers.layers(graph, bundle / "config.json", 1)
+    assert bert_layers.find_layers(graph, bundle / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not bert_layers.layers(graph, tmp_path / "config.json", 1)
-    assert not bert_layers.layers(graph, tmp_path / "none.json", 1)
+    assert not bert_layers.find_layers(graph, tmp_path / "config.json")
+    assert not bert_layers.find_layers(graph, tmp_path / "none.json")
 
 
 @has_amx
@@ -209,6 +217,6 @@ def test_graphs_that_are_otherwise_connected_have_no_such_layers(
     bundle: Path, tmp_path: Path, change: Callable[[onnx.GraphProto], None]
 ) -> None:
     same = changed_graph(bundle, tmp_path / "same.onnx", lambda graph: None)
-    assert bert_layers.layers(same, bundle / "config.json", 1)
+    assert bert_layers.find_layers(same, bundle / "config.json")
     other = changed_graph(bundle, tmp_path / "other.onnx", change)
-    assert not bert_layers.layers(other, bundle / "config.json", 1)
+    assert not bert_layers.find_layers(other, bundle / "config.json")
