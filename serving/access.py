@@ -146,11 +146,6 @@ class Access:
         self._file = file
         self._callers = self._read()
 
-    @property
-    def needs_keys(self) -> bool:
-        """Whether a call needs a key."""
-        return self._file is not None
-
     def reload(self) -> None:
         """Read the file again; a bad one changes nothing, and is logged. Limits begin afresh."""
         if self._file is None:

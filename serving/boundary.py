@@ -3,16 +3,17 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving import refusal
 from serving.access import Access, Caller, right_for
+from serving.grpc_calls import Call
+from serving.grpc_server import Serve
 from serving.observing import Observe, ObservedCall, Unobserved
 from serving.reading import Reading
 from serving.refusal import Refusal
@@ -26,13 +27,12 @@ STANDARD_PLACES = 8
 _log = logging.getLogger(__name__)
 
 
-class Boundary(grpc.aio.ServerInterceptor):
+class Boundary:
     """Around every call of the contract's services; of health and the like, it reads the requests only.
 
-    It reads requests and writes answers itself, so that a message that cannot be read or written is a
-    status of ours too, where gRPC would say UNKNOWN. And it bounds the calls under way and the bytes of their
-    messages, those that are still on their way as if they were as large as may be: what is over waits or is
-    refused before it is read into a message.
+    A message that cannot be read or written is a status of ours too. And it bounds the calls under way and
+    the bytes of their messages, those that are still on their way as if they were as large as may be: what is
+    over waits or is refused before it is read into a message.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._max_bytes = max_bytes
         self._reading = Reading(places)
         self._standard_reading = Reading(STANDARD_PLACES)
-        self._handlers: dict[str, Any] = {}
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._under_way = 0
         self._streams = 0
@@ -76,45 +75,35 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Put a call's handler inside the boundary."""
-        method = str(handler_call_details.method)
-        if (known := self._handlers.get(method)) is None:
-            handler = await continuation(handler_call_details)
-            # What has no handler is not kept: there is no end of names.
-            if handler is None:
-                return None
-            known = self._handlers[method] = self._around(handler, method)
-        return known
+    def around(self, handler: Any, method: str) -> Serve:
+        """Put a method's handler inside the boundary.
 
-    def _around(self, handler: Any, method: str) -> Any:
+        Args:
+            handler: As gRPC's generated code makes them.
+            method: Its full name.
+        """
         if not method.startswith(OURS):
             return read_in_turn(handler, self._standard_reading)
 
-        async def serve(_: object, context: Any) -> bytes:
+        async def serve(context: Call) -> None:
             try:
                 with self._observe(method, context) as call:
                     answer = await self._answer(handler, method, context, call)
             except Exception as error:
-                answer = await _abort(context, method, error)
-            return answer
+                _end(context, method, error)
+            else:
+                context.answer(answer)
 
-        async def serve_stream(raws: AsyncIterator[bytes], context: Any) -> None:
+        async def serve_stream(context: Call) -> None:
             try:
                 with self._observe(method, context) as call:
-                    await self._answer_stream(handler, method, raws, context, call)
+                    await self._answer_stream(handler, method, context, call)
             except Exception as error:
-                await _abort(context, method, error)
+                _end(context, method, error)
+            else:
+                context.end(grpc.StatusCode.OK)
 
-        # Without serializers of its own, gRPC hands over the bytes; and what takes a stream of requests, it
-        # begins before it reads any.
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(serve_stream)
-        return grpc.stream_unary_rpc_method_handler(serve)
+        return serve_stream if handler.response_streaming else serve
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls from now on, and wait for those that are under way.
@@ -135,7 +124,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return True
 
     async def _answer(
-        self, handler: Any, method: str, context: Any, call: ObservedCall | Unobserved
+        self, handler: Any, method: str, context: Call, call: ObservedCall | Unobserved
     ) -> bytes:
         held = self._enter(context)
         caller = self._admit(method, context)
@@ -162,8 +151,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self,
         handler: Any,
         method: str,
-        raws: AsyncIterator[bytes],
-        context: Any,
+        context: Call,
         call: ObservedCall | Unobserved,
     ) -> None:
         if self._streams >= self._max_streams:
@@ -173,7 +161,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         sizes: deque[int] = deque()
 
         async def requests() -> AsyncIterator[Any]:
-            while (raw := await self._next(raws)) is not None:
+            while (raw := await self._next(context)) is not None:
                 self._hold(held, len(raw))
                 sizes.append(len(raw))
                 message = _parsed(handler, method, raw)
@@ -187,19 +175,15 @@ class Boundary(grpc.aio.ServerInterceptor):
                     call.answered(response.response)
                     answer = handler.response_serializer(response)
                     self._hold(held, len(answer))
-                    # Returns once gRPC has taken it, which is once the client reads.
-                    try:
-                        await context.write(answer)
-                    except grpc.aio.InternalError:
-                        raise _gone() from None
+                    await context.write(answer)
                     self._release(held, sizes.popleft() + len(answer))
         except Refusal as why:
             caller.hide(why)
             raise
 
-    async def _next(self, raws: AsyncIterator[bytes]) -> bytes | None:
+    async def _next(self, context: Call) -> bytes | None:
         """The next message of a stream; None at its end. Who waits for one does not hold up the stopping."""
-        reading = asyncio.ensure_future(_first(raws))
+        reading = asyncio.ensure_future(context.read())
         waited: list[asyncio.Future[Any]] = [reading, self._stopping]
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -209,16 +193,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         finally:
             reading.cancel()
 
-    def _admit(self, method: str, context: Any) -> Caller:
+    def _admit(self, method: str, context: Call) -> Caller:
         """Find out who calls, and whether he may, before his request is read."""
-        # gRPC makes the metadata anew whenever it is asked for, which takes longer than all else here.
-        metadata = context.invocation_metadata() if self._access.needs_keys else None
-        caller = self._access.admit(method, metadata or ())
+        caller = self._access.admit(method, context.invocation_metadata())
         if self._no_administration and right_for(method) == "admin":
             raise refusal.not_permitted(self._no_administration)
         return caller
 
-    def _enter(self, context: Any, *, streams: int = 0) -> list[int]:
+    def _enter(self, context: Call, *, streams: int = 0) -> list[int]:
         """Count a call until its end, which is when its answer is sent, or refuse it.
 
         Args:
@@ -270,27 +252,9 @@ def _request_name(method: str) -> str:
     return f"{method.rpartition('/')[2]}Request"
 
 
-async def _first(messages: AsyncIterator[bytes]) -> bytes | None:
-    async for message in messages:
-        return message
-    return None
-
-
-async def _abort(context: Any, method: str, error: Exception) -> Any:
+def _end(context: Call, method: str, error: Exception) -> None:
     """End a call in a status."""
     if not isinstance(error, Refusal):
         _log.error("%s failed", method, exc_info=error)
         error = refusal.unexpected()
-    status = error.status()
-    try:
-        return await context.abort(status.code, status.details, status.trailing_metadata or ())
-    except grpc.aio.InternalError:
-        raise _gone() from None
-
-
-def _gone() -> asyncio.CancelledError:
-    """What ends a call that cannot be sent anything, since its client has gone or its deadline has passed.
-
-    gRPC cancels the handler of such a call, but what it was sending may fail before: no fault of the server.
-    """
-    return asyncio.CancelledError()
+    context.refuse(error)

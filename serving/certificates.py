@@ -2,11 +2,7 @@
 
 import logging
 import ssl
-import threading
-from collections.abc import Callable
 from pathlib import Path
-
-import grpc
 
 from cognate.errors import CognateError
 
@@ -17,9 +13,9 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Certificates:
-    """Credentials for TLS that follow their files. Safe to use from several threads.
+    """What connections are encrypted by, as its files say.
 
-    gRPC asks before each handshake. Files that have changed since are read then, so that a renewed
+    The server asks before each handshake. Files that have changed since are read then, so that a renewed
     certificate needs no restart and no signal; connections that stand keep what they were made with.
     """
 
@@ -37,41 +33,17 @@ class Certificates:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._lock = threading.Lock()
         self._seen = self._stamp()
         self._current = self._read()
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """What a port listens with."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._current,
-            self._follow(self._current),  # type: ignore[arg-type]
-            require_client_authentication=bool(self._client_ca),
-        )
+    def context(self) -> ssl.SSLContext:
+        """For the next handshake."""
+        if self._stamp() != self._seen:
+            self.reload()
+        return self._current
 
     def reload(self) -> None:
         """Read the files again, whether or not they seem changed; bad ones change nothing, and are logged."""
-        with self._lock:
-            self._reload()
-
-    def _follow(
-        self, known: grpc.ServerCertificateConfiguration
-    ) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
-        """What gRPC asks before a handshake: the new configuration, or None where there is none."""
-
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal known
-            with self._lock:
-                if self._stamp() != self._seen:
-                    self._reload()
-                if known is self._current:
-                    return None
-                known = self._current
-                return known
-
-        return fetch
-
-    def _reload(self) -> None:
         # Looked at before the reading: a file that changes meanwhile is read again.
         self._seen = self._stamp()
         try:
@@ -81,23 +53,22 @@ class Certificates:
         else:
             _log.info("read the certificate %s", self._certificate)
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        # gRPC takes anything, and then fails at every handshake: let OpenSSL look at the files first.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def _read(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
         try:
             # A password, or OpenSSL would ask for it at the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
         except OSError as error:
             raise CognateError(_why(error, f"{self._certificate} and {self._key}")) from None
-        try:
-            if self._client_ca:
+        if self._client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
                 context.load_verify_locations(self._client_ca)
-            return grpc.ssl_server_certificate_configuration(
-                [(self._key.read_bytes(), self._certificate.read_bytes())],
-                root_certificates=self._client_ca.read_bytes() if self._client_ca else None,
-            )
-        except OSError as error:
-            raise CognateError(_why(error, str(self._client_ca))) from None
+            except OSError as error:
+                raise CognateError(_why(error, str(self._client_ca))) from None
+        return context
 
     def _stamp(self) -> _Stamp:
         stamps = []

@@ -11,8 +11,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import grpc.aio
-
 from serving.callers import TENANT
 from serving.observing import ObservedCall, Observer, caller_trace_id
 
@@ -191,14 +189,6 @@ class Writer(logging.Handler):
             rest = rest[os.write(self._descriptor, rest) :]
 
 
-def _is_no_lost_client(record: logging.LogRecord) -> bool:
-    """Whether a line of gRPC's says more than that an answer could not be sent, since its client had gone.
-
-    That is no fault of the server, and clients that go by the thousand would fill the log with tracebacks.
-    """
-    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
-
-
 def _lost(lines: int) -> logging.LogRecord:
     return logging.LogRecord(
         __name__, logging.WARNING, __file__, 0, "%d lines of the log could not be written", (lines,), None
@@ -214,13 +204,11 @@ def logging_to_standard_error(form: LogFormat, level: LogLevel) -> Iterator[None
         level: What is logged of our own; of libraries, warnings and what is worse.
     """
     root = logging.getLogger()
-    grpc_log = logging.getLogger("grpc._cython.cygrpc")
     ours = [logging.getLogger(name) for name in ("serving", "cognate")]
     before = root.handlers, root.level, [each.level for each in ours]
     writer = Writer(STANDARD_ERROR, JsonFormatter() if form == "json" else TextFormatter())
     root.handlers = [writer]
     root.setLevel(logging.WARNING)
-    grpc_log.addFilter(_is_no_lost_client)
     for each in ours:
         each.setLevel(level.upper())
     try:
@@ -228,7 +216,6 @@ def logging_to_standard_error(form: LogFormat, level: LogLevel) -> Iterator[None
     finally:
         root.handlers = before[0]
         root.setLevel(before[1])
-        grpc_log.removeFilter(_is_no_lost_client)
         for each, its_level in zip(ours, before[2], strict=True):
             each.setLevel(its_level)
         writer.end()

@@ -3,9 +3,8 @@
 import asyncio
 from typing import Any
 
-import grpc.aio
-
 from serving import refusal
+from serving.grpc_calls import Call
 
 PATIENCE_SECONDS = 5.0
 """How long a request may take to arrive, where others wait to be read; the more wait, the less, so that the
@@ -20,10 +19,9 @@ LOOK_SECONDS = 0.1
 class Reading:
     """Reads requests, so many at a time. Belongs to an event loop.
 
-    gRPC keeps what has come of a message until all of it has, and tells nobody how much that is. But before
-    a message is asked for, it takes no more of it than its window, 64 KiB. So memory is bounded by how many
-    are asked for at a time. Whoever is slow keeps his place until his time is over and others want it; then
-    his call is refused.
+    What has come of a message is kept until all of it has. But before it is asked for, no more of it is taken
+    than a stream's window, 64 KiB. So memory is bounded by how many are asked for at a time. Whoever is slow
+    keeps his place until his time is over and others want it; then his call is refused.
     """
 
     def __init__(self, places: int) -> None:
@@ -41,8 +39,8 @@ class Reading:
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def read(self, context: Any) -> bytes | None:
-        """Read the next message of a call whose handler has no deserializer, in the call's task.
+    async def read(self, context: Call) -> bytes | None:
+        """Read the next message of a call, in the call's task.
 
         Returns:
             None where there is no more.
@@ -60,7 +58,7 @@ class Reading:
         try:
             message = await context.read()
         except asyncio.CancelledError:
-            # Unless gRPC cancels it too.
+            # Unless the call ended meanwhile.
             if task in self._cut_off and not task.uncancel():
                 raise refusal.too_slow() from None
             raise
@@ -68,7 +66,7 @@ class Reading:
             self._cut_off.discard(task)
             del self._began[task]
             self._places.release()
-        return None if message is grpc.aio.EOF else message
+        return message
 
     async def _wait(self) -> None:
         """Wait for a place."""

@@ -171,6 +171,35 @@ def bad_message(name: str) -> Refusal:
     )
 
 
+def message_too_large(size: int, most: int) -> Refusal:
+    """A request of more bytes than this server reads."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "MESSAGE_TOO_LARGE",
+        f"the request has {size} bytes; this server takes up to {most}, so split it",
+    )
+
+
+def message_cut_off() -> Refusal:
+    """A request that ends before its length."""
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the request ends in the middle of a message"
+    )
+
+
+def not_compressed_so() -> Refusal:
+    """A request that is not compressed as it says."""
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the request is not compressed as grpc-encoding says"
+    )
+
+
+def no_such_method(method: str) -> Refusal:
+    """A call of what this server does not have."""
+    shown = method if len(method) <= 128 else f"{method[:128]}…"
+    return Refusal(grpc.StatusCode.UNIMPLEMENTED, "NO_SUCH_METHOD", f"this server has no method {shown}")
+
+
 def no_such_index(name: str, known: Sequence[str]) -> Refusal:
     """A search in an index that is not there."""
     # A name may be as long as a message; the answer's metadata may not.

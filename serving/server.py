@@ -15,11 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-import grpc.aio
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from cognate.devices import index_device
 from cognate.encoder import Encoder
@@ -40,8 +38,10 @@ from serving.access import Access
 from serving.batcher import Batcher
 from serving.boundary import Boundary
 from serving.certificates import Certificates
+from serving.channelz_service import ChannelzService
 from serving.description_service import InfoService
 from serving.embedding_service import EmbeddingService
+from serving.grpc_server import GrpcServer
 from serving.index_changes import ChangesOfAll, OtherWorkers, ServedByAll
 from serving.index_service import IndexService
 from serving.index_watch import IndexWatch
@@ -65,18 +65,6 @@ SERVICES = tuple(
 
 ALL_WORKERS = "cognate.workers"
 """The name in grpc.health.v1 that tells whether all workers are up."""
-
-KEEPALIVE_SECONDS = 60
-"""A connection that has been silent for so long is asked whether its client is still there."""
-
-KEEPALIVE_ANSWER_SECONDS = 20
-"""What does not answer for so long is gone."""
-
-LISTENING_SECONDS = 0.5
-"""Between two looks whether gRPC still listens."""
-
-PENDING_CALLS = 16
-"""How many calls may have come and wait to be begun, for each that may be under way."""
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +101,7 @@ class Server:
         self._access = Access()
         self._certificates: Certificates | None = None
         self._health = health.aio.HealthServicer()
-        self._servers: list[grpc.aio.Server] = []
+        self._servers: list[GrpcServer] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -171,20 +159,24 @@ class Server:
             self._observe = observing(self._observers(stack))
             boundary = self._make_boundary(_no_administration(settings))
             server = self._make_server(boundary)
+            # Generated code knows grpc's own servers only, but asks no more of them than this one has.
+            services: Any = server
             embedding = EmbeddingService(shared, model, settings)
             info = InfoService(encoder, batcher, settings)
-            embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)  # type: ignore[no-untyped-call]
-            search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
+            embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, services)  # type: ignore[no-untyped-call]
+            search_pb2_grpc.add_SearchServiceServicer_to_server(search, services)  # type: ignore[no-untyped-call]
             changes = ChangesOfAll(indexes, self._others.ask) if self._others else indexes
             index_service = IndexService(indexes, changes, settings, shared, model, failures)
-            index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, server)  # type: ignore[no-untyped-call]
-            info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            index_pb2_grpc.add_IndexServiceServicer_to_server(index_service, services)  # type: ignore[no-untyped-call]
+            info_pb2_grpc.add_InfoServiceServicer_to_server(info, services)  # type: ignore[no-untyped-call]
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             if settings.channelz:
-                channelz.add_channelz_servicer(server)
+                channelz_pb2_grpc.add_ChannelzServicer_to_server(ChannelzService(self._servers), services)
                 names = (*names, channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
-            reflection.enable_server_reflection(names, server)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+                reflection.aio.ReflectionServicer(names), services
+            )
             self.port = self._listen(server, settings.port)
             self.address = address_of(settings.host, self.port)
             if self.metrics and settings.metrics_port is not None:
@@ -198,14 +190,12 @@ class Server:
                 self.metrics_port = published.port
             for name in ("", *SERVICES):
                 await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-            stack.push_async_callback(server.stop, None)
-            await server.start()
+            stack.push_async_callback(server.stop)
+            server.start()
             self._servers.append(server)
             boundaries = [boundary]
             if settings.admin_port is not None:
-                boundaries.append(
-                    await self._start_administration(stack, settings.admin_port, index_service, info)
-                )
+                boundaries.append(self._start_administration(stack, settings.admin_port, index_service, info))
             stack.push_async_callback(self._drain, boundaries)
             self.indexes = indexes
             self._stack = stack.pop_all()
@@ -213,12 +203,6 @@ class Server:
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, finish those under way within the grace, and end."""
         await self._stack.aclose()
-
-    async def listen_until_broken(self) -> None:
-        """Wait until gRPC stops listening by itself, as it does where a call's method is not UTF-8."""
-        # Its own wait_for_termination returns only once the call has ended, which its client may put off.
-        while all(server._server.is_running() for server in self._servers):  # type: ignore[attr-defined]
-            await asyncio.sleep(LISTENING_SECONDS)
 
     def reload(self) -> None:
         """Read the keys and the certificate again. Bad ones change nothing, and are logged."""
@@ -271,52 +255,36 @@ class Server:
             no_administration=no_administration,
         )
 
-    def _make_server(self, boundary: Boundary) -> grpc.aio.Server:
-        settings = self.settings
-        return grpc.aio.server(
-            interceptors=[boundary],
-            # The boundary refuses with details, but counts a call once its message is here, and counts no
-            # checks of health. This is for what floods beyond that.
-            maximum_concurrent_rpcs=2 * settings.max_calls,
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                # Else gRPC lets clients send more and more, up to megabytes, of what nobody reads yet.
-                ("grpc.http2.bdp_probe", 0),
-                # Over the first, gRPC ends calls at random that it has not begun, whoever's they are, and
-                # over the second all: by default 1,000 and 3,000, which one connection reaches.
-                ("grpc.server.max_pending_requests", PENDING_CALLS * settings.max_calls),
-                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS * settings.max_calls),
-                # Else a second server would take half the calls of the first, and none would know.
-                ("grpc.so_reuseport", int(self._others is not None)),
-                ("grpc.enable_channelz", int(settings.channelz)),
-                # Else a peer that vanished keeps its stream's place, and its connection, for two hours.
-                ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
+    def _make_server(self, boundary: Boundary) -> GrpcServer:
+        return GrpcServer(
+            boundary.around,
+            # The boundary's own bound counts no checks of health. This is for what floods beyond that.
+            max_calls=2 * self.settings.max_calls,
+            max_message_bytes=self.settings.max_message_bytes,
+            tls=self._certificates.context if self._certificates else None,
         )
 
-    def _listen(self, server: grpc.aio.Server, port: int, flag: str = "--port") -> int:
+    def _listen(self, server: GrpcServer, port: int, flag: str = "--port") -> int:
         host = self.settings.host
         try:
-            if self._certificates:
-                return server.add_secure_port(address_of(host, port), self._certificates.credentials())
-            return server.add_insecure_port(address_of(host, port))
-        except RuntimeError:
-            raise CognateError(why_not_listening(host, port, flag)) from None
+            # Shared, or a second server would take half the calls of the first, and none would know.
+            return server.listen(host, port, shared=self._others is not None)
+        except OSError as error:
+            raise CognateError(why_not_listening(host, port, error, flag)) from None
 
-    async def _start_administration(
+    def _start_administration(
         self, stack: contextlib.AsyncExitStack, port: int, indexes: IndexService, info: InfoService
     ) -> Boundary:
         """Take the calls that change indexes, and those that tell of them, on a port of their own."""
         boundary = self._make_boundary()
         server = self._make_server(boundary)
-        index_pb2_grpc.add_IndexServiceServicer_to_server(indexes, server)  # type: ignore[no-untyped-call]
-        info_pb2_grpc.add_InfoServiceServicer_to_server(info, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        services: Any = server
+        index_pb2_grpc.add_IndexServiceServicer_to_server(indexes, services)  # type: ignore[no-untyped-call]
+        info_pb2_grpc.add_InfoServiceServicer_to_server(info, services)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
         self.admin_port = self._listen(server, port, "--admin-port")
-        stack.push_async_callback(server.stop, None)
-        await server.start()
+        stack.push_async_callback(server.stop)
+        server.start()
         self._servers.append(server)
         return boundary
 
@@ -378,21 +346,10 @@ async def serve(server: Server, on_ready: Callable[[Server], None] | None) -> No
         gc.freeze()
         if on_ready is not None:
             on_ready(server)
-        broken = loop.create_task(server.listen_until_broken())
-        stopping = loop.create_task(told_to_stop.wait())
-        await asyncio.wait([broken, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if broken.done():
-            # Not in order, for gRPC would wait for the call, which its client may never end. What supervises
-            # this process starts another.
-            _log.error("gRPC broke down on a call and listens no more; start the server again")
-            for handler in logging.getLogger().handlers:
-                handler.flush()
-            os._exit(1)
-        await _end(broken)
+        await told_to_stop.wait()
         for number in signals:
             loop.remove_signal_handler(number)
-            # The second ends the process. Python's KeyboardInterrupt might come up in a callback of gRPC,
-            # which says so and goes on, and what waits for that call would never end.
+            # The second ends the process. Python's KeyboardInterrupt might come up in any callback.
             signal.signal(number, signal.SIG_DFL)
 
 
@@ -486,17 +443,20 @@ def listen_alone(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         return family, alone.getsockname()
 
 
-def why_not_listening(host: str, port: int, flag: str = "--port") -> str:
-    """Why a port cannot be listened on, which gRPC does not tell: ask the system."""
-    try:
-        listen_alone(host, port)
-    except socket.gaierror as error:
+def why_not_listening(host: str, port: int, error: OSError, flag: str = "--port") -> str:
+    """Why a port cannot be listened on.
+
+    Args:
+        host: As given.
+        port: As given.
+        error: That came of it.
+        flag: That gives the port.
+    """
+    if isinstance(error, socket.gaierror):
         return f"the host {host!r} is no address of this machine: {error.strerror}; give another --host"
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return f"port {port} on {host} is in use; give another with {flag}, or stop what uses it"
-        if error.errno == errno.EADDRNOTAVAIL:
-            return f"the host {host!r} is no address of this machine; give another --host"
-        why = os.strerror(error.errno or 0)
-        return f"port {port} on {host} cannot be listened on: {why}; give another with {flag}"
-    return f"port {port} on {host} cannot be listened on; give another with {flag}"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; give another with {flag}, or stop what uses it"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"the host {host!r} is no address of this machine; give another --host"
+    why = os.strerror(error.errno or 0)
+    return f"port {port} on {host} cannot be listened on: {why}; give another with {flag}"

@@ -5,49 +5,75 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from serving.grpc_calls import AbortedError, Call
+from serving.grpc_server import Serve
 from serving.reading import Reading
 from serving.refusal import Refusal
 
 
-def read_in_turn(handler: Any, reading: Reading) -> Any:
-    """Make a handler that reads each request by ``reading``.
+class _Context:
+    """A call as these services see it: they write messages, not bytes."""
+
+    def __init__(self, call: Call, handler: Any) -> None:
+        self._call = call
+        self._serialize = handler.response_serializer
+        self.abort = call.abort
+        self.invocation_metadata = call.invocation_metadata
+        self.peer = call.peer
+
+    async def write(self, message: Any) -> None:
+        await self._call.write(self._serialize(message))
+
+
+def read_in_turn(handler: Any, reading: Reading) -> Serve:
+    """Make what answers the calls of a method, and reads each request by ``reading``.
 
     Args:
-        handler: gRPC's, of any kind, with a deserializer.
+        handler: Of any kind, as gRPC's generated code makes them.
         reading: Bounds the requests on their way.
     """
 
-    async def requests(context: Any) -> AsyncIterator[Any]:
-        try:
-            while (raw := await reading.read(context)) is not None:
-                yield handler.request_deserializer(raw)
-        except Refusal as why:
-            status = why.status()
-            await context.abort(status.code, status.details, status.trailing_metadata or ())
+    async def requests(call: Call) -> AsyncIterator[Any]:
+        while (raw := await reading.read(call)) is not None:
+            try:
+                request = handler.request_deserializer(raw)
+            except DecodeError:
+                raise Refusal(
+                    grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the request cannot be read"
+                ) from None
+            yield request
 
-    async def request(context: Any) -> Any:
-        async for first in requests(context):
+    async def request(call: Call) -> Any:
+        async for first in requests(call):
             return first
-        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the call has no request")
 
-    async def answer(_: Any, context: Any) -> Any:
-        answered = handler.unary_unary(await request(context), context)
-        return await answered if inspect.isawaitable(answered) else answered
-
-    async def answer_with_many(_: Any, context: Any) -> None:
+    async def answer(call: Call) -> None:
+        context = _Context(call, handler)
+        if not handler.response_streaming:
+            answered = handler.unary_unary(await request(call), context)
+            await context.write(await answered if inspect.isawaitable(answered) else answered)
+            return
         if handler.request_streaming:
-            answers = handler.stream_stream(requests(context), context)
+            answers = handler.stream_stream(requests(call), context)
         else:
-            answers = handler.unary_stream(await request(context), context)
+            answers = handler.unary_stream(await request(call), context)
         if inspect.isawaitable(answers):
             await answers
             return
         async for each in answers:
             await context.write(each)
 
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(
-            answer_with_many, response_serializer=handler.response_serializer
-        )
-    return grpc.stream_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
+    async def serve(call: Call) -> None:
+        try:
+            await answer(call)
+        except AbortedError:
+            pass
+        except Refusal as why:
+            call.refuse(why)
+        else:
+            call.end(grpc.StatusCode.OK)
+
+    return serve

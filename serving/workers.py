@@ -435,6 +435,6 @@ def _hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(address)
-    except OSError:
-        raise CognateError(why_not_listening(host, port, flag)) from None
+    except OSError as error:
+        raise CognateError(why_not_listening(host, port, error, flag)) from None
     return held

@@ -37,6 +37,7 @@ class EmbeddingServiceStub:
     NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
     names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_METHOD             UNIMPLEMENTED; the server does not have it.
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
@@ -52,6 +53,8 @@ class EmbeddingServiceStub:
     RetryInfo says how long to wait.
     RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
     wait.
+    MESSAGE_TOO_LARGE          RESOURCE_EXHAUSTED without RetryInfo; a request has more than
+    Limits.max_message_bytes.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
@@ -62,7 +65,6 @@ class EmbeddingServiceStub:
     more.
     NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
-    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
     Metadata, of every call that encodes, both optional:
     cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time
@@ -103,6 +105,7 @@ class EmbeddingServiceServicer:
     NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
     names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_METHOD             UNIMPLEMENTED; the server does not have it.
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
@@ -118,6 +121,8 @@ class EmbeddingServiceServicer:
     RetryInfo says how long to wait.
     RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
     wait.
+    MESSAGE_TOO_LARGE          RESOURCE_EXHAUSTED without RetryInfo; a request has more than
+    Limits.max_message_bytes.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
@@ -128,7 +133,6 @@ class EmbeddingServiceServicer:
     more.
     NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
-    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
     Metadata, of every call that encodes, both optional:
     cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time
@@ -201,6 +205,7 @@ class EmbeddingService:
     NOT_SUPPORTED              INVALID_ARGUMENT; the index is kept in Milvus, which cannot do it. BadRequest
     names the field.
     BAD_MESSAGE                INVALID_ARGUMENT; the request is no message of its type.
+    NO_SUCH_METHOD             UNIMPLEMENTED; the server does not have it.
     BAD_KEY                    UNAUTHENTICATED; there is no key, or one that the server does not know.
     NOT_PERMITTED              PERMISSION_DENIED; the key, or the port, does not allow the call.
     NO_UPDATES                 PERMISSION_DENIED; the server, or the index, takes no updates.
@@ -216,6 +221,8 @@ class EmbeddingService:
     RetryInfo says how long to wait.
     RATE_LIMITED               RESOURCE_EXHAUSTED; the key is over its limit. RetryInfo says how long to
     wait.
+    MESSAGE_TOO_LARGE          RESOURCE_EXHAUSTED without RetryInfo; a request has more than
+    Limits.max_message_bytes.
     OUT_OF_MEMORY              RESOURCE_EXHAUSTED without RetryInfo; the model had no memory for the batch.
     DISK_FULL                  RESOURCE_EXHAUSTED without RetryInfo; nothing of the update was written.
     DEADLINE_PASSED            DEADLINE_EXCEEDED; what was left of the work was dropped.
@@ -226,7 +233,6 @@ class EmbeddingService:
     more.
     NOT_WRITTEN                INTERNAL; the disk did not take the update; the message says why.
     ENCODING_FAILED, INTERNAL  INTERNAL; the server's log says more.
-    A request of more than Limits.max_message_bytes is refused by gRPC itself, with RESOURCE_EXHAUSTED.
 
     Metadata, of every call that encodes, both optional:
     cognate-tenant             For whom, 1 to 128 bytes of printable ASCII without spaces; the model's time

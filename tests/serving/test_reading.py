@@ -5,7 +5,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 
 from serving import reading
@@ -44,7 +43,7 @@ def test_so_many_are_read_at_a_time_and_others_in_their_order() -> None:
         assert await tasks[1] == b"b"
         await calls[2].is_read.wait()
         assert not calls[3].is_read.is_set()
-        calls[0].message.set_result(grpc.aio.EOF)
+        calls[0].message.set_result(None)
         assert await tasks[0] is None
         await calls[3].is_read.wait()
         for call in calls[2:]:
