@@ -5,7 +5,7 @@ that end with their connection.
 """
 
 import asyncio
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 
 class Response(NamedTuple):
@@ -55,8 +55,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's are no subclasses, but have all of it.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the request under way."""

@@ -9,6 +9,7 @@ nobody: each call's time counts from when it was due, so that no queueing is hid
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -16,9 +17,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 
 CHANNELS = 4
 """Connections of a gRPC load, as several clients would have."""
@@ -132,6 +134,20 @@ def text_at(texts: Sequence[str], position: int) -> str:
     return " ".join(words[turn:] + words[:turn])
 
 
+class Request(NamedTuple):
+    """What a call sends.
+
+    Attributes:
+        path: Of the method, or in HTTP's words.
+        body: Serialized.
+        wanted: Vectors or results that an answer has.
+    """
+
+    path: str
+    body: bytes
+    wanted: int
+
+
 class Target:
     """A server to call.
 
@@ -154,6 +170,23 @@ class Target:
 
     async def call(self, number: int, timeout: float) -> str:
         """Make a call, and tell its outcome."""
+        request = self.request(number)
+        answer = self.send(number, request, timeout)
+        # What it raises is judged.
+        with contextlib.suppress(TimeoutError, OSError):
+            await answer
+        return self.outcome(request, answer)
+
+    def request(self, number: int) -> Request:
+        """What a call sends."""
+        raise NotImplementedError
+
+    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:
+        """Begin a call, and give what will be its answer."""
+        raise NotImplementedError
+
+    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:
+        """Judge a call that has ended."""
         raise NotImplementedError
 
     async def encode(self, texts: list[str]) -> Any:
@@ -178,30 +211,34 @@ class GrpcTarget(Target):
         count = min(CHANNELS, order.get("concurrency", CHANNELS))
         self._channels = [Channel(self._address) for _ in range(count)]
 
-    async def call(self, number: int, timeout: float) -> str:  # noqa: D102
+    def request(self, number: int) -> Request:  # noqa: D102
         kind = MIXED[number % len(MIXED)] if self._kind == "mixed" else self._kind
-        channel = self._channels[number % len(self._channels)]
-        wanted = 1
         if kind == "empty":
-            wanted, path, request = 0, "/benchmark.Empty/Call", b""
-        elif kind == "encode long":
+            return Request("/benchmark.Empty/Call", b"", 0)
+        if kind == "encode long":
             texts = [" ".join(" ".join(self.take(40)).split()[:LONG_TEXT_WORDS])]
-            path, request = ENCODE, self._encode_request(texts)
-        else:
-            wanted = int(kind.split()[1])
-            make = self._encode_request if kind.startswith("encode") else self._search_request
-            path, request = (ENCODE if kind.startswith("encode") else SEARCH), make(self.take(wanted))
-        answer = await channel.call(path, request, timeout)
-        if answer.status != "OK":
+            return Request(ENCODE, self._encode_request(texts), 1)
+        method, _, count = kind.partition(" ")
+        texts = self.take(int(count))
+        if method == "encode":
+            return Request(ENCODE, self._encode_request(texts), len(texts))
+        return Request(SEARCH, self._search_request(texts), len(texts))
+
+    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:  # noqa: D102
+        return self._channels[number % len(self._channels)].send(request.path, request.body, timeout)
+
+    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:  # noqa: D102
+        status, details, message = answer.result()
+        if status != "OK":
             outcomes = {"RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "late"}
-            return outcomes.get(answer.status, f"{answer.status}: {answer.details}")
-        if path == ENCODE:
-            found = len(self._embedding.EncodeResponse.FromString(answer.message).embeddings)
-        elif path == SEARCH:
-            found = len(self._search.SearchResponse.FromString(answer.message).results)
+            return outcomes.get(status, f"{status}: {details}")
+        if request.path == ENCODE:
+            found = len(self._embedding.EncodeResponse.FromString(message).embeddings)
+        elif request.path == SEARCH:
+            found = len(self._search.SearchResponse.FromString(message).results)
         else:
-            found = len(answer.message)
-        return "answered" if found == wanted else f"wrong: {found} for {wanted}"
+            found = len(message)
+        return "answered" if found == request.wanted else f"wrong: {found} for {request.wanted}"
 
     async def encode(self, texts: list[str]) -> Any:  # noqa: D102
         answer = await self._channels[0].call(ENCODE, self._encode_request(texts), NO_DEADLINE)
@@ -234,18 +271,24 @@ class HttpTarget(Target):
         self._pool = Pool(self._address)
         self._model: str = order["model"]
 
-    async def call(self, number: int, timeout: float) -> str:  # noqa: D102
+    def request(self, number: int) -> Request:  # noqa: D102
         texts = self.take(int(self._kind.split()[1]))
-        try:
-            status, body = await self._pool.post("/embeddings", self._request(texts), timeout)
-        except TimeoutError:
+        return Request("/embeddings", self._request(texts), len(texts))
+
+    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:  # noqa: D102
+        return asyncio.ensure_future(self._pool.post(request.path, request.body, timeout))
+
+    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:  # noqa: D102
+        error = answer.exception()
+        if isinstance(error, TimeoutError):
             return "late"
-        except OSError as error:
+        if isinstance(error, OSError):
             return f"{type(error).__name__}: {error}"
+        status, body = answer.result()
         if status != 200:
             return "refused" if status == 429 else f"{status}: {body.decode(errors='replace')}"
         found = len(json.loads(body)["data"])
-        return "answered" if found == len(texts) else f"wrong: {found} for {len(texts)}"
+        return "answered" if found == request.wanted else f"wrong: {found} for {request.wanted}"
 
     async def encode(self, texts: list[str]) -> Any:  # noqa: D102
         status, body = await self._pool.post("/embeddings", self._request(texts), NO_DEADLINE)
@@ -284,27 +327,50 @@ async def closed_load(call: Make, concurrency: int, seconds: float, calls: int |
     return made
 
 
-async def open_load(call: Make, dues: Sequence[float], deadline: float) -> list[Call]:
-    """Make each call when it is due, whatever became of those before it."""
-    made: list[Call] = []
+Send = Callable[[int, float], asyncio.Future[Any]]
+"""Begins a call of this number, to be answered within so many seconds."""
+
+
+async def open_load(
+    send: Send, outcome: Callable[[int, asyncio.Future[Any]], str], dues: Sequence[float], deadline: float
+) -> list[Call]:
+    """Make each call when it is due, whatever became of those before it.
+
+    Args:
+        send: Begins a call.
+        outcome: Judges it, after the load, so that it takes no time from it.
+        dues: When each is due, in seconds.
+        deadline: Seconds after which an answer is of no use.
+    """
+    never_sent: list[Call] = []
+    ended: list[tuple[int, float, float, asyncio.Future[Any]]] = []
+    under_way = 0
+    over = asyncio.Event()
     started = time.perf_counter()
 
-    async def one(number: int, due: float) -> None:
-        sent = time.perf_counter() - started
-        left = due + deadline - sent
-        outcome = await call(number, left) if left > 0 else "late"
-        made.append(Call(due, sent, time.perf_counter() - started, outcome))
+    def end(number: int, sent: float, answer: asyncio.Future[Any]) -> None:
+        nonlocal under_way
+        ended.append((number, sent, time.perf_counter() - started, answer))
+        under_way -= 1
+        if not under_way:
+            over.set()
 
-    under_way = set()
     for number, due in enumerate(dues):
-        if (wait := due - (time.perf_counter() - started)) > 0:
-            await asyncio.sleep(wait)
-        task = asyncio.create_task(one(number, due))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    while under_way:
-        await asyncio.wait(under_way)
-    return made
+        # uvloop's clock has milliseconds, and may be early.
+        while (wait := due - (time.perf_counter() - started)) > 0:
+            await asyncio.sleep(wait + 0.0005)
+        sent = time.perf_counter() - started
+        if (left := due + deadline - sent) <= 0:
+            never_sent.append(Call(due, sent, sent, "late"))
+            continue
+        under_way += 1
+        over.clear()
+        send(number, left).add_done_callback(functools.partial(end, number, sent))
+    if under_way:
+        await over.wait()
+    return never_sent + [
+        Call(dues[number], sent, done, outcome(number, answer)) for number, sent, done, answer in ended
+    ]
 
 
 async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -325,9 +391,16 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         concurrency = order.get("concurrency", CHANNELS)
         await closed_load(target.call, concurrency, NO_DEADLINE, 2 * concurrency)
         dues = schedule(order["rate"], order["seconds"], order["seed"]) if "rate" in order else []
+        # Made beforehand: the load is to take little of the cores that it shares.
+        requests = [target.request(number) for number in range(len(dues))]
         server, own = core_seconds(order["process"]), time.process_time()
         if "rate" in order:
-            calls = await open_load(target.call, dues, order["deadline"])
+            calls = await open_load(
+                lambda number, left: target.send(number, requests[number], left),
+                lambda number, answer: target.outcome(requests[number], answer),
+                dues,
+                order["deadline"],
+            )
         else:
             calls = await closed_load(target.call, concurrency, order["seconds"], order.get("calls"))
         return {
@@ -365,4 +438,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

@@ -53,6 +53,7 @@ SECONDS_TO_START = 180.0
 
 PARTS = ("start", "encode", "eights", "latency", "search", "open", "overload", "memory")
 PEERS = {"bare": "bare grpcio", "infinity": "Infinity, HTTP"}
+EMPTY = {"empty": "empty gRPC call", "empty_aio": "empty call, grpc.aio"}
 OFFLINE = {"cognate": "offline, Encoder.encode", "cognate_bulk": "offline, bulk"}
 
 console = Console(width=150)
@@ -63,7 +64,7 @@ class Server:
     """A server's process.
 
     Attributes:
-        name: "cognate", "bare", "empty" or "infinity".
+        name: "cognate", "bare", "empty", "empty_aio" or "infinity".
         label: For people.
         command: Starts it on a port.
         order: What the loader must know of it, beside its address and process.
@@ -167,7 +168,7 @@ def cognate_server(bundle: Path, index: Path | None, label: str = "cognate") -> 
 
 
 def bare_server(name: str, label: str, bundle: Path) -> Server:
-    """The bare server, or the empty one."""
+    """The bare server, or an empty one."""
     script = str(Path(__file__).with_name("bare_server.py"))
     return Server(name, label, lambda port: [sys.executable, script, name, str(port), str(bundle)])
 
@@ -303,6 +304,9 @@ class Benchmark:
             }
         return rates
 
+    def _empty(self, name: str) -> Server:
+        return self.run(bare_server(name, EMPTY[name], self.bundle))
+
     # The parts
 
     def measure_start(self) -> None:
@@ -332,7 +336,7 @@ class Benchmark:
 
     def _measure_closed(self, part: str, call: str, concurrencies: Sequence[int]) -> None:
         options = self.options
-        empty = self.run(bare_server("empty", "empty gRPC call", self.bundle)) if part == "encode" else None
+        empties = [self._empty(name) for name in EMPTY] if part == "encode" else []
         runs: dict[tuple[str, int], list[tuple[dict[str, Any], list[Call], dict[str, Any]]]] = {}
         offline: list[dict[str, Any]] = []
         for _ in range(options.rounds):
@@ -348,10 +352,10 @@ class Benchmark:
                     )
                     answers.append(answer)
                 self.next_texts(answers)
-            if empty:
+            for empty in empties:
                 calls, answer = self.load(empty, call="empty", concurrency=32, seconds=options.seconds / 2)
                 runs.setdefault((empty.label, 32), []).append((closed_account(calls), calls, answer))
-        if empty:
+        for empty in empties:
             empty.stop()
         figures: dict[str, Any] = {
             "offline": {
@@ -423,7 +427,7 @@ class Benchmark:
     def _account(self) -> None:
         """Where the cores' time of a call goes, at concurrency 32."""
         figures = self.figures["encode"]
-        ours, empty = figures[self.ours.label]["32"], figures["empty gRPC call"]["32"]
+        ours, empty = figures[self.ours.label]["32"], figures[EMPTY["empty"]]["32"]
         model = figures["offline"]["cognate"]["core_ms_per_text"]
         whole = ours["server_core_ms"] + ours["loader_core_ms"]
         parts = {
@@ -435,6 +439,7 @@ class Benchmark:
             "gRPC in the client (an empty call's)": empty["loader_core_ms"],
             "client's rest: messages": ours["loader_core_ms"] - empty["loader_core_ms"],
             "all": whole,
+            f"({EMPTY['empty_aio']}, in the server)": figures[EMPTY["empty_aio"]]["32"]["server_core_ms"],
         }
         self.figures["account"] = parts
         rows = [[name, spent, spent / whole] for name, spent in parts.items()]
@@ -443,7 +448,7 @@ class Benchmark:
     def measure_latency(self) -> None:
         """A call alone, against the model and gRPC alone."""
         options = self.options
-        empty = self.run(bare_server("empty", "empty gRPC call", self.bundle))
+        empty = self._empty("empty")
         model = BareModel(self.bundle)
         alone: list[float] = []
         runs: dict[str, list[float]] = {}
@@ -466,7 +471,7 @@ class Benchmark:
         empty.stop()
         figures: dict[str, Any] = {"bare onnxruntime call": percentiles(alone)}
         figures |= {label: percentiles(seconds) for label, seconds in runs.items()}
-        least = figures["bare onnxruntime call"]["p50_ms"] + figures["empty gRPC call"]["p50_ms"]
+        least = figures["bare onnxruntime call"]["p50_ms"] + figures[EMPTY["empty"]]["p50_ms"]
         rows = []
         for label, row in figures.items():
             row["ratio"] = row["p50_ms"] / least

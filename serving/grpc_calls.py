@@ -104,7 +104,7 @@ class Call(Stream):
         Args:
             answering: Ends the call, or has it end in INTERNAL.
         """
-        loop = asyncio.get_running_loop()
+        loop = self.connection.loop
         if self.headers.timeout is not None:
             self._deadline = loop.time() + self.headers.timeout
             self._timer = loop.call_at(self._deadline, self._pass_deadline)
@@ -140,7 +140,7 @@ class Call(Stream):
                 return None
             # As much of it as there is, and no more; by itself a client sends no more than the first window.
             self.allow(max(wanted - len(self.received), DEFAULT_WINDOW // 2))
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self.connection.loop.create_future()
             await self._waiter
 
     async def write(self, message: bytes) -> None:
@@ -186,7 +186,7 @@ class Call(Stream):
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline; None where there is none."""
-        return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+        return None if self._deadline is None else self._deadline - self.connection.loop.time()
 
     def peer(self) -> str:
         """The caller's address, as gRPC writes it."""
@@ -243,7 +243,7 @@ class Call(Stream):
 
     def _pass_deadline(self) -> None:
         # A timer may be early by a moment; by what the call tells, its deadline has passed.
-        self._deadline = asyncio.get_running_loop().time()
+        self._deadline = self.connection.loop.time()
         if self._task:
             self._task.cancel()
         else:

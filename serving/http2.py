@@ -196,7 +196,7 @@ class Stream:
     async def room(self) -> None:
         """Wait while much of the answer is not taken."""
         while len(self._unsent) > SEND_BUFFER:
-            self._room = asyncio.get_running_loop().create_future()
+            self._room = self.connection.loop.create_future()
             await self._room
 
     # For the connection
@@ -263,6 +263,7 @@ class Connection(asyncio.Protocol):
     """A connection with a client.
 
     Attributes:
+        loop: The event loop that it belongs to.
         number: Of all connections, its own.
         streams: Requests under way, by their number.
         counts: For whoever counts.
@@ -290,7 +291,7 @@ class Connection(asyncio.Protocol):
         self._make_stream = make_stream
         self._was_made = made
         self._was_lost = lost
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self.number = next(_numbers)
         self.streams: dict[int, Stream] = {}
@@ -313,7 +314,7 @@ class Connection(asyncio.Protocol):
         # Those with data that the client did not take, next first.
         self._unsent: dict[Stream, None] = {}
         self._idle_frames = 0
-        self._made = self._heard = self._loop.time()
+        self._made = self._heard = self.loop.time()
         self._asked: float | None = None
         self._leaving = False
         self._closing: float | None = None
@@ -337,7 +338,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that are complete."""
-        self._heard = self._loop.time()
+        self._heard = self.loop.time()
         if self._rest:
             data = self._rest + data
         at = 0
@@ -429,7 +430,7 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send frames, with all others of this turn of the event loop."""
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
         self._out.append(data)
 
     def send_when_taken(self, stream: Stream) -> None:
@@ -612,7 +613,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._closing is None and not self._gone:
-            self._closing = self._loop.time()
+            self._closing = self.loop.time()
             self._flush()
             self._transport.close()
 

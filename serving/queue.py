@@ -66,12 +66,16 @@ class _Lane:
 
     Attributes:
         turns: The calls whose texts wait, by tenant; both in the order of their turns.
-        bounded: Tokens that count against the bound, by tenant; never 0.
+        tokens: That wait, by tenant; never 0.
+        bounded: Those of them that count against the bound; never 0.
+        large: Calls of more tokens than a batch.
     """
 
     def __init__(self) -> None:
         self.turns: OrderedDict[str, OrderedDict[Call, None]] = OrderedDict()
+        self.tokens: dict[str, int] = {}
         self.bounded: dict[str, int] = {}
+        self.large: dict[Call, None] = {}
 
 
 class TextQueue:
@@ -175,20 +179,17 @@ class TextQueue:
             caller: Whose it is.
         """
         with self._lock:
-            own, others = tokens, []
+            lane = self._lanes[caller.priority]
             turn = max(tokens, self.max_batch_tokens)
-            for tenant, calls in self._lanes[caller.priority].turns.items():
-                if tenant == caller.tenant:
-                    own += sum(min(call.tokens, turn) for call in calls)
-                else:
-                    others.append(sum(call.tokens for call in calls))
+            # Not call by call: who has much to refuse has many that wait.
+            own = tokens + lane.tokens.get(caller.tenant, 0)
+            for call in lane.large:
+                if call.caller.tenant == caller.tenant:
+                    own -= max(0, call.tokens - turn)
             turn = max(own, self.max_batch_tokens)
-            first = self._lanes["interactive"].turns.values() if caller.priority == "bulk" else ()
-            return (
-                own
-                + sum(min(waiting, turn) for waiting in others)
-                + sum(call.tokens for calls in first for call in calls)
-            )
+            others = (waiting for tenant, waiting in lane.tokens.items() if tenant != caller.tenant)
+            first = sum(self._lanes["interactive"].tokens.values()) if caller.priority == "bulk" else 0
+            return own + sum(min(waiting, turn) for waiting in others) + first
 
     def take(self, now: float) -> tuple[list[Share], list[Call]]:
         """Take the next batch out.
@@ -274,11 +275,14 @@ class TextQueue:
         """Count so many more of a call's tokens as waiting."""
         call.tokens += tokens
         self._tokens += tokens
+        lane = self._lanes[call.caller.priority]
+        _add(lane.tokens, call.caller.tenant, tokens)
         if call.bounded:
-            bounded = self._lanes[call.caller.priority].bounded
-            bounded[call.caller.tenant] = bounded.get(call.caller.tenant, 0) + tokens
-            if not bounded[call.caller.tenant]:
-                del bounded[call.caller.tenant]
+            _add(lane.bounded, call.caller.tenant, tokens)
+        if call.tokens > self.max_batch_tokens:
+            lane.large[call] = None
+        else:
+            lane.large.pop(call, None)
 
     def _take(self, call: Call, positions: list[int]) -> None:
         self._count(call, -sum(len(call.texts[position]) for position in positions))
@@ -301,6 +305,15 @@ class TextQueue:
             calls.pop(call, None)
             if not calls:
                 del turns[call.caller.tenant]
+
+
+def _add(counts: dict[str, int], name: str, more: int) -> None:
+    """Count more of a name, or fewer; a name with none is not kept."""
+    count = counts.get(name, 0) + more
+    if count:
+        counts[name] = count
+    else:
+        counts.pop(name, None)
 
 
 def choose_batch(

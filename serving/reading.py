@@ -52,7 +52,7 @@ class Reading:
             await self._wait()
         else:
             await self._places.acquire()
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task  # noqa: S101
         self._began[task] = self._loop.time()
         try:

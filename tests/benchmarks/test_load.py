@@ -125,7 +125,7 @@ def test_an_open_load_waits_for_no_answer_and_sends_nothing_that_is_too_late() -
         all_sent = asyncio.Event()
         sent: list[float] = []
 
-        async def call(number: int, timeout: float) -> str:
+        async def call(timeout: float) -> str:
             sent.append(timeout)
             # None would ever end, did the load wait for one before it makes the next.
             if len(sent) == 3:
@@ -134,7 +134,12 @@ def test_an_open_load_waits_for_no_answer_and_sends_nothing_that_is_too_late() -
             return "answered"
 
         # The first was due, and of no use any more, before the load began.
-        return await open_load(call, [-90.0, 0.0, 0.0, 0.0], deadline=60)
+        return await open_load(
+            lambda number, timeout: asyncio.ensure_future(call(timeout)),
+            lambda number, answer: str(answer.result()),
+            [-90.0, 0.0, 0.0, 0.0],
+            deadline=60,
+        )
 
     made = asyncio.run(load())
     assert sorted(call.outcome for call in made) == ["answered", "answered", "answered", "late"]

@@ -211,7 +211,8 @@ async def test_what_cannot_be_encoded_by_its_deadline_is_refused_before_it_is_to
         seconds = 150 * LONG_TOKENS / batcher.tokens_per_second
         with pytest.raises(QueueTooLongError) as refused:
             await batcher.encode([LONG] * 150, "passage", deadline=time.monotonic() + seconds)
-        assert 0 < refused.value.retry_after < 5 * seconds
+        # It counts what is being tokenised too, by its characters.
+        assert 0 < refused.value.retry_after < 8 * seconds
         assert encoder.events.empty()
         # A call without a deadline has the time, and one of few texts has its turn soon.
         patient = await start(batcher, [LONG] * 150)
