@@ -21,7 +21,7 @@ from serving.standard_services import read_in_turn
 
 OURS = "/cognate.v1."
 
-STANDARD_PLACES = 8
+STANDARD_PLACES = 512
 """Requests on their way at a time to gRPC's own services, which others must not keep from answering."""
 
 _log = logging.getLogger(__name__)

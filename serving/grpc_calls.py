@@ -19,12 +19,11 @@ import hpack
 
 from serving import refusal
 from serving.http2 import MAX_FIELDS_BYTES, Connection, Fields, Stream
-from serving.http2_frames import CANCEL, DEFAULT_WINDOW, MESSAGE_PREFIX
+from serving.http2_frames import CANCEL, DEFAULT_FRAME, DEFAULT_WINDOW, MESSAGE_PREFIX
 from serving.refusal import Refusal
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-CACHED_HEADERS = 1024
 CACHED_STATUSES = 256
 
 ENCODINGS = {"identity": None, "gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -32,6 +31,8 @@ ENCODINGS = {"identity": None, "gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_
 
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+_CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;]|\Z)")
 
 _RESERVED = re.compile(rb":|grpc-|(te|content-type|host|connection)\Z")
 """Fields that are no metadata."""
@@ -69,11 +70,20 @@ class Call(Stream):
 
     Attributes:
         headers: What its caller said first.
+        max_message_bytes: Of a request.
     """
 
     __slots__ = (
-        "_answers", "_begin", "_callbacks", "_code", "_deadline", "_max_message_bytes", "_task", "_timer",
-        "_waiter", "headers",
+        "_answers",
+        "_begin",
+        "_callbacks",
+        "_code",
+        "_deadline",
+        "_task",
+        "_timer",
+        "_waiter",
+        "headers",
+        "max_message_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +99,7 @@ class Call(Stream):
         """
         super().__init__(connection, number)
         self._begin = begin
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self._callbacks: list[Callable[[Call], None]] = []
         self._code: grpc.StatusCode | None = None
         self._answers = 0
@@ -126,8 +136,8 @@ class Call(Stream):
             wanted = MESSAGE_PREFIX.size
             if len(self.received) >= wanted:
                 compressed, size = MESSAGE_PREFIX.unpack_from(self.received)
-                if size > self._max_message_bytes:
-                    raise refusal.message_too_large(size, self._max_message_bytes)
+                if size > self.max_message_bytes:
+                    raise refusal.message_too_large(size, self.max_message_bytes)
                 wanted += size
                 if len(self.received) >= wanted:
                     message = bytes(memoryview(self.received)[MESSAGE_PREFIX.size : wanted])
@@ -209,7 +219,9 @@ class Call(Stream):
     def begin(self, fields: Fields) -> None:
         """Read the headers."""
         self.connection.counts.started += 1
-        self.headers = read_headers(fields)
+        if fields.meaning is None:
+            fields.meaning = read_headers(fields)
+        self.headers: Headers = fields.meaning
         if self.headers.refused:
             self.finish(self.headers.refused)
         else:
@@ -251,7 +263,6 @@ class Call(Stream):
             self.reset(CANCEL)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._task = None
         if self._code is None:
             if task.cancelled():
                 self.refuse(refusal.deadline_passed())
@@ -260,8 +271,12 @@ class Call(Stream):
                 self.refuse(refusal.unexpected())
         elif not task.cancelled() and not isinstance(task.exception(), AbortedError | None):
             _log.error("%s failed", self.headers.method, exc_info=task.exception())
+        self._task = None
         if self.closed:
             self._done()
+        elif self._deadline is not None and self._deadline <= self.connection.loop.time():
+            # The client does not take what is left of the answer, nor would it be of use.
+            self.reset(CANCEL)
 
     def _done(self) -> None:
         if self._timer:
@@ -280,11 +295,11 @@ class Call(Stream):
             raise refusal.not_compressed_so()
         inflating = zlib.decompressobj(self.headers.window_bits)
         try:
-            inflated = inflating.decompress(message, self._max_message_bytes + 1)
+            inflated = inflating.decompress(message, self.max_message_bytes + 1)
         except zlib.error:
             raise refusal.not_compressed_so() from None
-        if len(inflated) > self._max_message_bytes:
-            raise refusal.message_too_large(len(inflated), self._max_message_bytes)
+        if len(inflated) > self.max_message_bytes:
+            raise refusal.message_too_large(len(inflated), self.max_message_bytes)
         if not inflating.eof:
             raise refusal.not_compressed_so()
         return inflated
@@ -322,28 +337,29 @@ def status_block(
         # Without padding, as the specification has it.
         written = value if isinstance(value, str) else base64.b64encode(value).decode().rstrip("=")
         fields.append((name, written))
-    return block(*fields)
+    whole = block(*fields)
+    # Some sentence that is longer than anybody reads, or it would be no frame.
+    return whole if len(whole) <= DEFAULT_FRAME else status_block(code, details[:1000], (), alone=alone)
 
 
-@functools.lru_cache(CACHED_HEADERS)
 def read_headers(fields: Fields) -> Headers:
     """Read what a request begins with."""
-    found: dict[bytes, bytes] = dict(fields)
+    found = dict(fields.pairs)
     metadata: list[tuple[str, str | bytes]] = []
     timeout: float | None = None
     refused = _why_no_call(found)
-    if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_FIELDS_BYTES:
+    if fields.size > MAX_FIELDS_BYTES:
         refused = refused or _refused(grpc.StatusCode.RESOURCE_EXHAUSTED, _TOO_MUCH_METADATA)
     encoding = found.get(b"grpc-encoding", b"identity").decode("latin-1")
     if encoding not in ENCODINGS:
-        unknown = f"messages cannot be compressed by {encoding!r} here"
+        unknown = f"messages cannot be compressed by {encoding[:32]!r} here"
         refused = refused or _refused(grpc.StatusCode.UNIMPLEMENTED, unknown)
     if (given := found.get(b"grpc-timeout")) is not None:
         if matched := _TIMEOUT.fullmatch(given):
             timeout = int(matched[1]) * _UNITS[matched[2]]
         else:
             refused = refused or _refused(grpc.StatusCode.INTERNAL, "grpc-timeout is no time")
-    for name, value in fields:
+    for name, value in fields.pairs:
         if _RESERVED.match(name):
             continue
         try:
@@ -368,7 +384,7 @@ def _why_no_call(found: dict[bytes, bytes]) -> bytes:
     """The HTTP answer to a request that is no call; empty where it is one."""
     if found.get(b":method") != b"POST":
         return block((":status", "405"), ("allow", "POST"))
-    if not found.get(b"content-type", b"").startswith(b"application/grpc"):
+    if not _CONTENT_TYPE.match(found.get(b"content-type", b"")):
         return block((":status", "415"), ("accept", "application/grpc"))
     return b""
 

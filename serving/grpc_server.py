@@ -165,6 +165,8 @@ class GrpcServer:
                     _log.warning("no connection can be taken: %s", error.strerror)
                 await asyncio.sleep(FULL_SECONDS)
                 continue
+            # Where they come in crowds, calls have their turn too.
+            await asyncio.sleep(0)
             # Other clients do not wait until this one has said what TLS needs to know.
             self._run(self._connect(client))
 

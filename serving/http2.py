@@ -5,7 +5,6 @@ is read once for all the calls that have it.
 """
 
 import asyncio
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import hpack
 
 from serving.http2_frames import (
     ACK,
+    CANCEL,
     COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
@@ -50,9 +50,6 @@ from serving.http2_frames import (
     unpadded,
 )
 
-Fields = tuple[tuple[bytes, bytes], ...]
-"""Names and values of a request's fields, in their order."""
-
 CONNECTION_WINDOW = 2**24
 """Bytes of all requests of a connection that may be on their way: given anew as they come, so that no request
 has to wait for another to be read. What bounds memory is each one's own window."""
@@ -66,11 +63,24 @@ MAX_FIELDS_BYTES = 2**14
 MAX_BLOCK_BYTES = 2**16
 """Of fields; a connection with more is closed, since they would have to be read to be refused."""
 
-CACHED_BLOCK_BYTES = 1024
-CACHED_BLOCKS = 1024
+KEPT_BLOCKS = 1024
+KEPT_BLOCK_BYTES = 2048
+"""Of fields that are read once for all; as RFC 9113 counts them."""
+
+MAX_TABLE_SIZES = 2
+"""That a block may begin with (RFC 7541, section 4.2)."""
 
 MAX_IDLE_FRAMES = 10_000
 """Frames between two looks that neither bring nor take anything; who sends more wants to keep us busy."""
+
+MAX_WINDOW_CHANGES = 1_000_000
+"""Between two looks, of streams' windows by settings."""
+
+FRAMES_AT_A_TIME = 1000
+"""Of a connection, before others have their turn."""
+
+BYTES_AT_A_TIME = 2**16
+"""Of frames to send, before it is seen whether the network takes them."""
 
 KEEPALIVE_SECONDS = 60
 """A connection that has been silent for so long is asked whether its client is still there."""
@@ -79,6 +89,26 @@ ANSWER_SECONDS = 20
 """Who does not answer for so long is gone. So is who does not begin, or at the end does not take the rest."""
 
 _numbers = itertools.count(1)
+
+
+class Fields:
+    """A request's fields.
+
+    Attributes:
+        pairs: Names and values, in their order.
+        size: In bytes, as RFC 9113 counts them.
+        meaning: For whoever reads them, who need not read the same block twice.
+    """
+
+    __slots__ = ("meaning", "pairs", "size")
+
+    def __init__(self, pairs: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.pairs = pairs
+        self.size = sum(len(name) + len(value) + 32 for name, value in pairs)
+        self.meaning: Any = None
+
+
+_kept: dict[bytes, Fields] = {}
 
 
 @dataclass(slots=True)
@@ -109,8 +139,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_allowed", "_end", "_room", "_unsent", "_window", "closed", "connection", "ended", "number",
-        "received",
+        "_allowed", "_end", "_moved", "_room", "_unsent", "_window", "closed", "connection", "ended",
+        "number", "received",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", number: int) -> None:
@@ -124,6 +154,7 @@ class Stream:
         self._window = connection.initial_window
         self._unsent = bytearray()
         self._end: bytes | None = None
+        self._moved = 0.0
         self._room: asyncio.Future[None] | None = None
 
     def begin(self, fields: Fields) -> None:
@@ -166,7 +197,7 @@ class Stream:
         ):
             self._window -= len(data)
             connection.window -= len(data)
-            connection.write(frame(DATA, 0, self.number, data))
+            connection.send_data(self.number, data)
         else:
             self._unsent += data
             connection.send_when_taken(self)
@@ -179,6 +210,7 @@ class Stream:
         """
         if self._unsent:
             self._end = block
+            self._moved = self.connection.loop.time()
         elif not self.closed:
             end = frame(HEADERS, END_HEADERS | END_STREAM, self.number, block)
             if not self.ended:
@@ -196,8 +228,9 @@ class Stream:
     async def room(self) -> None:
         """Wait while much of the answer is not taken."""
         while len(self._unsent) > SEND_BUFFER:
-            self._room = self.connection.loop.create_future()
-            await self._room
+            if not self._room or self._room.done():
+                self._room = self.connection.loop.create_future()
+            await asyncio.shield(self._room)
 
     # For the connection
 
@@ -224,24 +257,38 @@ class Stream:
         self._window += more
         if self._window > LARGEST:
             raise ProtocolError("a window that is too large", FLOW_CONTROL_ERROR)
-        if self._unsent:
+        if self._unsent and self._window > 0:
             self.connection.send_when_taken(self)
 
-    def send_some(self) -> bool:
-        """Send a frame of what was not taken; whether there was any, and it could be sent."""
+    @property
+    def waits(self) -> bool:
+        """Whether there is data that the client takes, as far as this stream is concerned."""
+        return bool(self._unsent) and self._window > 0
+
+    def look(self, now: float) -> None:
+        """Give up what is answered, where the client has taken nothing of it for long.
+
+        Args:
+            now: By the event loop's clock.
+        """
+        if self._end is not None and now - self._moved > KEEPALIVE_SECONDS:
+            self.reset(CANCEL)
+
+    def send_some(self) -> None:
+        """Send a frame of what was not taken, if it can be sent."""
         connection = self.connection
         size = min(self._window, connection.window, DEFAULT_FRAME, len(self._unsent))
         if size <= 0 or connection.paused:
-            return False
+            return
         self._window -= size
         connection.window -= size
-        connection.write(frame(DATA, 0, self.number, bytes(self._unsent[:size])))
+        connection.send_data(self.number, bytes(self._unsent[:size]))
+        self._moved = connection.loop.time()
         del self._unsent[:size]
         if len(self._unsent) <= SEND_BUFFER:
             self._make_room()
         if not self._unsent and self._end is not None:
             self.finish(self._end)
-        return True
 
     def lose(self) -> None:
         """The client has gone, or resets the stream."""
@@ -302,7 +349,9 @@ class Connection(asyncio.Protocol):
         self.initial_window = self.window = DEFAULT_WINDOW
         self.paused = False
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._rest = b""
+        self._goes_on = False
         self._greeted = False
         self._has_settings = False
         self._decoder = hpack.Decoder(MAX_BLOCK_BYTES)
@@ -314,6 +363,7 @@ class Connection(asyncio.Protocol):
         # Those with data that the client did not take, next first.
         self._unsent: dict[Stream, None] = {}
         self._idle_frames = 0
+        self._window_changes = 0
         self._made = self._heard = self.loop.time()
         self._asked: float | None = None
         self._leaving = False
@@ -338,39 +388,18 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that are complete."""
+        if self._closing is not None:
+            return
         self._heard = self.loop.time()
-        if self._rest:
-            data = self._rest + data
-        at = 0
-        try:
-            if not self._greeted:
-                if data[: len(PREFACE)] != PREFACE[: len(data)]:
-                    raise ProtocolError("this is no HTTP/2")
-                if len(data) < len(PREFACE):
-                    self._rest = data
-                    return
-                self._greeted = True
-                at = len(PREFACE)
-            while len(data) - at >= FRAME.size and self._closing is None:
-                length_and_kind, flags, number = FRAME.unpack_from(data, at)
-                start = at + FRAME.size
-                end = start + (length_and_kind >> 8)
-                if end - start > DEFAULT_FRAME:
-                    raise ProtocolError("a frame that is too large", FRAME_SIZE_ERROR)
-                if end > len(data):
-                    break
-                self._take(length_and_kind & 0xFF, flags, number & LARGEST, data[start:end])
-                at = end
-        except ProtocolError as error:
-            self._break_off(error.code, str(error))
-        except hpack.OversizedHeaderListError:
-            self._break_off(ENHANCE_YOUR_CALM, "too many fields")
-        except (hpack.HPACKError, ValueError, IndexError):
-            self._break_off(COMPRESSION_ERROR, "a block of fields that cannot be read")
-        self._rest = data[at:]
+        self._rest = self._rest + data if self._rest else data
+        if not self._goes_on:
+            self._take_frames()
 
     def eof_received(self) -> bool:
         """The client sends no more, and so takes no more answers: let the transport close."""
+        for stream in list(self.streams.values()):
+            stream.lose()
+        self._close()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -389,9 +418,11 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self.paused = False
-        if not self._gone:
+        if not self._gone and self._closing is None:
             self._transport.resume_reading()
             self._send_unsent()
+            if self._rest and not self._goes_on:
+                self._take_frames()
 
     # What the server calls
 
@@ -401,9 +432,11 @@ class Connection(asyncio.Protocol):
         Args:
             now: By the event loop's clock.
         """
-        self._idle_frames = 0
+        self._idle_frames = self._window_changes = 0
+        for stream in list(self.streams.values()):
+            stream.look(now)
         waits_since: float | None = None
-        if self._closing is not None or not self._has_settings:
+        if self._closing is not None or not (self._has_settings and self._knows_table_size):
             waits_since = self._closing or self._made
         elif self._asked is not None and self._heard <= self._asked:
             waits_since = self._asked
@@ -432,6 +465,14 @@ class Connection(asyncio.Protocol):
         if not self._out:
             self.loop.call_soon(self._flush)
         self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > BYTES_AT_A_TIME:
+            self._flush()
+
+    def send_data(self, number: int, data: bytes) -> None:
+        """Send data of a stream, which its windows and the connection's have room for."""
+        self._idle_frames = 0
+        self.write(frame(DATA, 0, number, data))
 
     def send_when_taken(self, stream: Stream) -> None:
         """Send what is unsent of a stream, in turn with others."""
@@ -446,6 +487,54 @@ class Connection(asyncio.Protocol):
 
     # Inside
 
+    def _take_frames(self) -> None:
+        """Take as many frames as may be before others have their turn, or answers must be sent."""
+        self._goes_on = False
+        data, at, count = self._rest, 0, 0
+        try:
+            if not self._greeted:
+                if data[: len(PREFACE)] != PREFACE[: len(data)]:
+                    raise ProtocolError("this is no HTTP/2")
+                if len(data) < len(PREFACE):
+                    return
+                self._greeted = True
+                at = len(PREFACE)
+            while len(data) - at >= FRAME.size and self._closing is None:
+                length_and_kind, flags, number = FRAME.unpack_from(data, at)
+                start = at + FRAME.size
+                end = start + (length_and_kind >> 8)
+                if end - start > DEFAULT_FRAME:
+                    raise ProtocolError("a frame that is too large", FRAME_SIZE_ERROR)
+                if end > len(data):
+                    break
+                if self.paused or count == FRAMES_AT_A_TIME:
+                    self._go_on_later()
+                    break
+                self._take(length_and_kind & 0xFF, flags, number & LARGEST, data[start:end])
+                at = end
+                count += 1
+        except ProtocolError as error:
+            self._break_off(error.code, str(error))
+        except hpack.OversizedHeaderListError:
+            self._break_off(ENHANCE_YOUR_CALM, "too many fields")
+        except (hpack.HPACKError, ValueError, IndexError):
+            self._break_off(COMPRESSION_ERROR, "a block of fields that cannot be read")
+        self._rest = b"" if self._closing is not None else data[at:]
+
+    def _go_on_later(self) -> None:
+        """Take the other frames in the next turn, or where the network takes no answers, once it does."""
+        if not self.paused:
+            self._goes_on = True
+            self._transport.pause_reading()
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._gone or self._closing is not None or self.paused:
+            self._goes_on = False
+            return
+        self._transport.resume_reading()
+        self._take_frames()
+
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._block and (kind != CONTINUATION or number != self._block[0]):
             raise ProtocolError("a frame within a block of fields")
@@ -454,7 +543,11 @@ class Connection(asyncio.Protocol):
         elif kind == HEADERS:
             if not number % 2:
                 raise ProtocolError("a request's stream has an even number")
-            block = unpadded(flags, payload)[5 if flags & HAS_PRIORITY else 0 :]
+            block = unpadded(flags, payload)
+            if flags & HAS_PRIORITY:
+                if len(block) < 5:
+                    raise ProtocolError("a priority that is none", FRAME_SIZE_ERROR)
+                block = block[5:]
             if flags & END_HEADERS:
                 self._take_block(number, flags, block)
             else:
@@ -512,11 +605,23 @@ class Connection(asyncio.Protocol):
             self._take_block(number, first_flags, bytes(block))
 
     def _read_block(self, block: bytes) -> Fields:
+        if (kept := _kept.get(block)) and self._knows_table_size:
+            return kept
+        sizes = 0
+        while sizes < len(block) and block[sizes] >> 5 == 1:
+            sizes += 1
+            if sizes > MAX_TABLE_SIZES:
+                raise ProtocolError("a block of fields that sets the table's size again and again")
         if not self._knows_table_size:
-            return tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
-        if len(block) <= CACHED_BLOCK_BYTES:
-            return _cached_fields(block)
-        return _fields(block)
+            return Fields(tuple((name, value) for name, value in self._decoder.decode(block, raw=True)))
+        decoder = hpack.Decoder(MAX_BLOCK_BYTES)
+        decoder.max_allowed_table_size = decoder.header_table_size = 0
+        fields = Fields(tuple((name, value) for name, value in decoder.decode(block, raw=True)))
+        if fields.size <= KEPT_BLOCK_BYTES:
+            if len(_kept) >= KEPT_BLOCKS:
+                _kept.clear()
+            _kept[block] = fields
+        return fields
 
     def _take_control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE:
@@ -562,41 +667,43 @@ class Connection(asyncio.Protocol):
         # What else there is, GOAWAY among it, needs no answer.
 
     def _take_settings(self, payload: bytes) -> None:
+        before = self.initial_window
         for name, value in SETTING.iter_unpack(payload):
             if name == INITIAL_WINDOW_SIZE:
                 if value > LARGEST:
                     raise ProtocolError("a window that is too large", FLOW_CONTROL_ERROR)
-                change, self.initial_window = value - self.initial_window, value
-                for stream in list(self.streams.values()):
-                    stream.widen(change)
+                self.initial_window = value
             elif name == MAX_FRAME_SIZE and not DEFAULT_FRAME <= value <= LARGEST_FRAME:
                 raise ProtocolError("frames of a size that cannot be")
         self._has_settings = True
         self.write(frame(SETTINGS, ACK, 0))
+        if change := self.initial_window - before:
+            self._window_changes += len(self.streams)
+            if self._window_changes > MAX_WINDOW_CHANGES:
+                raise ProtocolError("too many changes of windows", ENHANCE_YOUR_CALM)
+            for stream in list(self.streams.values()):
+                stream.widen(change)
 
     def _check_was_begun(self, number: int) -> None:
         """Frames may still come of streams that have ended; of others, they may not."""
-        if number > self._last or not number % 2:
+        if not self._leaving and (number > self._last or not number % 2):
             raise ProtocolError("a frame of a stream that was not begun")
 
     def _send_unsent(self) -> None:
-        while self._unsent and not self.paused:
-            sent = False
+        """Send data of all streams in turn, a frame of each at a time."""
+        while self._unsent and self.window > 0 and not self.paused and not self._transport.is_closing():
             for stream in list(self._unsent):
-                if stream.send_some():
-                    sent = True
-                    self._idle_frames = 0
-                    # So that it is known whether the network takes more.
-                    self._flush()
-                if not stream._unsent:
+                stream.send_some()
+                # So that it is known whether the network takes more.
+                self._flush()
+                if not stream.waits:
                     self._unsent.pop(stream, None)
-            if not sent:
-                return
 
     def _flush(self) -> None:
-        if self._out and not self._gone:
+        if self._out and not self._gone and not self._transport.is_closing():
             data = b"".join(self._out)
             self._out.clear()
+            self._out_bytes = 0
             self._transport.write(data)
 
     def _break_off(self, code: int, why: str) -> None:
@@ -623,13 +730,3 @@ def _integer(payload: bytes) -> int:
         raise ProtocolError("a frame of a size that cannot be", FRAME_SIZE_ERROR)
     number: int = INTEGER.unpack(payload)[0]
     return number
-
-
-def _fields(block: bytes) -> Fields:
-    """Read a block by an empty table, which stays empty."""
-    decoder = hpack.Decoder(MAX_BLOCK_BYTES)
-    decoder.max_allowed_table_size = decoder.header_table_size = 0
-    return tuple((name, value) for name, value in decoder.decode(block, raw=True))
-
-
-_cached_fields = functools.lru_cache(CACHED_BLOCKS)(_fields)

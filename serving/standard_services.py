@@ -12,6 +12,9 @@ from serving.grpc_server import Serve
 from serving.reading import Reading
 from serving.refusal import Refusal
 
+MAX_BYTES = 2**14
+"""Of a request to these services, so that many may be on their way."""
+
 
 class _Context:
     """A call as these services see it: they write messages, not bytes."""
@@ -35,20 +38,23 @@ def read_in_turn(handler: Any, reading: Reading) -> Serve:
         reading: Bounds the requests on their way.
     """
 
+    def parsed(raw: bytes) -> Any:
+        try:
+            return handler.request_deserializer(raw)
+        except DecodeError:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the request cannot be read"
+            ) from None
+
     async def requests(call: Call) -> AsyncIterator[Any]:
         while (raw := await reading.read(call)) is not None:
-            try:
-                request = handler.request_deserializer(raw)
-            except DecodeError:
-                raise Refusal(
-                    grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the request cannot be read"
-                ) from None
-            yield request
+            yield parsed(raw)
 
     async def request(call: Call) -> Any:
-        async for first in requests(call):
-            return first
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the call has no request")
+        raw = await reading.read(call)
+        if raw is None:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "BAD_MESSAGE", "the call has no request")
+        return parsed(raw)
 
     async def answer(call: Call) -> None:
         context = _Context(call, handler)
@@ -67,6 +73,7 @@ def read_in_turn(handler: Any, reading: Reading) -> Serve:
             await context.write(each)
 
     async def serve(call: Call) -> None:
+        call.max_message_bytes = MAX_BYTES
         try:
             await answer(call)
         except AbortedError:
