@@ -338,6 +338,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take the frames that are complete."""
         self._heard = self._loop.time()
+        self._asked = None
         if self._rest:
             data = self._rest + data
         at = 0
@@ -404,7 +405,7 @@ class Connection(asyncio.Protocol):
         waits_since: float | None = None
         if self._closing is not None or not self._has_settings:
             waits_since = self._closing or self._made
-        elif self._asked is not None and self._heard <= self._asked:
+        elif self._asked is not None:
             waits_since = self._asked
         elif now - self._heard > KEEPALIVE_SECONDS:
             self._asked = now

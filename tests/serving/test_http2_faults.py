@@ -196,6 +196,22 @@ def test_pings_are_answered_and_settings_acknowledged(client: Client) -> None:
     assert client.call("Echo", noise(100)).data == prefixed(noise(100))
 
 
+def test_a_silent_client_is_asked_and_closed_unless_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.http2, "KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(serving.http2, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(serving.grpc_server, "LOOK_SECONDS", 0.02)
+    with Transport() as transport, Client(transport.target) as there:
+        with connect(transport.target, client_settings(), HELLO) as silent:
+            silent.settimeout(None)
+            held = transport.began.get(timeout=60)
+            # Read by hand, for h2 would answer.
+            while there.pings < 10:
+                assert there.read()
+            assert [frame.kind for frame in frames(silent)].count(PING) == 1
+        eventually(lambda: transport.ended == [held])
+        assert there.call("Echo", b"there").status == (0, "")
+
+
 @pytest.mark.parametrize("begins", [b"", PREFACE[:10], PREFACE])
 def test_who_does_not_begin_is_closed(monkeypatch: pytest.MonkeyPatch, begins: bytes) -> None:
     monkeypatch.setattr(serving.http2, "ANSWER_SECONDS", 0.1)
