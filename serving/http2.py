@@ -97,6 +97,11 @@ class Counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+NO_TABLE = b"\x20"
+"""Begins the first block of fields that a connection sends (RFC 7541, section 6.3): this side uses no table.
+A client that lets it have a smaller one than usual waits to be told."""
+
+
 class Stream:
     """A request and its answer. What comes of it is told to the methods of a subclass.
 
@@ -150,7 +155,8 @@ class Stream:
     def send_fields(self, block: bytes) -> None:
         """Begin the answer with a block of at most ``DEFAULT_FRAME`` bytes."""
         if not self.closed:
-            self.connection.write(frame(HEADERS, END_HEADERS, self.number, block))
+            connection = self.connection
+            connection.write(frame(HEADERS, END_HEADERS, self.number, connection.fields(block)))
 
     def send(self, data: bytes) -> None:
         """Send data, once the client takes it."""
@@ -180,7 +186,7 @@ class Stream:
         if self._unsent:
             self._end = block
         elif not self.closed:
-            end = frame(HEADERS, END_HEADERS | END_STREAM, self.number, block)
+            end = frame(HEADERS, END_HEADERS | END_STREAM, self.number, self.connection.fields(block))
             if not self.ended:
                 # The client need not send the rest (section 8.1).
                 end += frame(RST_STREAM, 0, self.number, INTEGER.pack(NO_ERROR))
@@ -301,6 +307,7 @@ class Connection(asyncio.Protocol):
         self.initial_window = self.window = DEFAULT_WINDOW
         self.paused = False
         self._out: list[bytes] = []
+        self._before_fields = NO_TABLE
         self._rest = b""
         self._greeted = False
         self._has_settings = False
@@ -432,6 +439,11 @@ class Connection(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
+
+    def fields(self, block: bytes) -> bytes:
+        """Write a block of fields, that is to be sent next."""
+        before, self._before_fields = self._before_fields, b""
+        return before + block
 
     def send_when_taken(self, stream: Stream) -> None:
         """Send what is unsent of a stream, in turn with others."""

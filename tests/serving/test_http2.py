@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import hpack
 import pytest
+from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -286,3 +287,12 @@ def test_who_writes_much_waits_for_a_client_that_does_not_read(transport: Transp
             transport.ask(lambda: None)
         assert transport.written <= written + 2 * 50_000
         assert len(client.answer(stream).data) == 600 * (PREFIX + 50_000)
+
+
+@pytest.mark.parametrize("size", [0, 100, 4095, 4096, 2**16])
+def test_a_client_may_have_another_table_of_fields(client: Client, size: int) -> None:
+    client.change(SettingCodes.HEADER_TABLE_SIZE, size)
+    for _ in range(2):
+        assert client.call("Echo", b"there").status == (0, "")
+    client.change(SettingCodes.HEADER_TABLE_SIZE, size // 2)
+    assert client.call("Echo", b"there").status == (0, "")
