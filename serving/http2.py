@@ -574,6 +574,8 @@ class Connection(asyncio.Protocol):
         # What else there is, GOAWAY among it, needs no answer.
 
     def _take_settings(self, payload: bytes) -> None:
+        # Before what they let be sent: only from then on the client counts by them.
+        self.write(frame(SETTINGS, ACK, 0))
         for name, value in SETTING.iter_unpack(payload):
             if name == INITIAL_WINDOW_SIZE:
                 if value > LARGEST:
@@ -584,7 +586,6 @@ class Connection(asyncio.Protocol):
             elif name == MAX_FRAME_SIZE and not DEFAULT_FRAME <= value <= LARGEST_FRAME:
                 raise ProtocolError("frames of a size that cannot be")
         self._has_settings = True
-        self.write(frame(SETTINGS, ACK, 0))
 
     def _check_was_begun(self, number: int) -> None:
         """Frames may still come of streams that have ended; of others, they may not."""

@@ -241,6 +241,25 @@ def test_an_answer_larger_than_the_windows_comes_whole(
         assert client.answer(stream).data == prefixed(noise(size))
 
 
+def test_a_window_made_smaller_in_the_middle_is_kept(transport: Transport) -> None:
+    with Client(transport.target, takes=False, initial_window=50_000) as client:
+        stream = client.begin("Large")
+        client.send(stream, prefixed(b"60000"))
+        answer = client.answers[stream]
+        while len(answer.data) < 50_000:
+            client.read()
+        client.change(SettingCodes.INITIAL_WINDOW_SIZE, 10_000)
+        # It is 40,000 less than none now.
+        client.widen(40_000, stream)
+        client.ping()
+        assert len(answer.data) == 50_000
+        client.widen(1, stream)
+        client.ping()
+        assert len(answer.data) == 50_001
+        client.change(SettingCodes.INITIAL_WINDOW_SIZE, 30_000)
+        assert client.answer(stream).data == prefixed(noise(60_000))
+
+
 def test_a_long_answer_does_not_hold_up_short_ones(transport: Transport) -> None:
     with Client(transport.target, takes=False, initial_window=2**20) as client:
         long = client.begin("Large")
