@@ -171,8 +171,7 @@ class Stream:
             and not connection.paused
         ):
             self._window -= len(data)
-            connection.window -= len(data)
-            connection.write(frame(DATA, 0, self.number, data))
+            connection.write_data(self.number, data)
         else:
             self._unsent += data
             connection.send_when_taken(self)
@@ -240,8 +239,7 @@ class Stream:
         if size <= 0 or connection.paused:
             return False
         self._window -= size
-        connection.window -= size
-        connection.write(frame(DATA, 0, self.number, bytes(self._unsent[:size])))
+        connection.write_data(self.number, bytes(self._unsent[:size]))
         del self._unsent[:size]
         if len(self._unsent) <= SEND_BUFFER:
             self._make_room()
@@ -445,6 +443,12 @@ class Connection(asyncio.Protocol):
         before, self._before_fields = self._before_fields, b""
         return before + block
 
+    def write_data(self, number: int, data: bytes) -> None:
+        """Send data of a stream, for which there is a window."""
+        self.window -= len(data)
+        self._idle_frames = 0
+        self.write(frame(DATA, 0, number, data))
+
     def send_when_taken(self, stream: Stream) -> None:
         """Send what is unsent of a stream, in turn with others."""
         self._unsent[stream] = None
@@ -598,7 +602,6 @@ class Connection(asyncio.Protocol):
             for stream in list(self._unsent):
                 if stream.send_some():
                     sent = True
-                    self._idle_frames = 0
                     # So that it is known whether the network takes more.
                     self._flush()
                 if not stream._unsent:

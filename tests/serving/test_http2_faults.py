@@ -186,6 +186,21 @@ def test_who_only_keeps_the_server_busy_is_sent_away(transport: Transport, idle:
         assert goodbye(connection) in (ENHANCE_YOUR_CALM, None)
 
 
+def test_who_pings_while_answers_come_is_not_sent_away(client: Client) -> None:
+    stream = client.begin("EchoAll")
+    each = bytes(Frame(DATA, 0, stream, prefixed(b"a"))) + bytes(Frame(PING, 0, 0, bytes(8)))
+    answer = client.answers[stream]
+    for done in range(100, MAX_IDLE_FRAMES + 500, 100):
+        # As h2 would, only faster.
+        client.state.send_data(stream, prefixed(b"a") * 100)
+        client.state.data_to_send()
+        client.socket.sendall(each * 100)
+        while len(answer.data) < done * len(prefixed(b"a")):
+            assert client.read()
+    client.send(stream, b"")
+    assert client.answer(stream).status == (0, "")
+
+
 # Connections
 
 
