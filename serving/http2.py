@@ -40,6 +40,7 @@ from serving.http2_frames import (
     PING,
     PREFACE,
     PRIORITY,
+    PRIORITY_BYTES,
     PUSH_PROMISE,
     RST_STREAM,
     SETTING,
@@ -470,7 +471,11 @@ class Connection(asyncio.Protocol):
         elif kind == HEADERS:
             if not number % 2:
                 raise ProtocolError("a request's stream has an even number")
-            block = unpadded(flags, payload)[5 if flags & HAS_PRIORITY else 0 :]
+            block = unpadded(flags, payload)
+            if flags & HAS_PRIORITY:
+                if len(block) < PRIORITY_BYTES:
+                    raise ProtocolError("a priority that is cut off", FRAME_SIZE_ERROR)
+                block = block[PRIORITY_BYTES:]
             if flags & END_HEADERS:
                 self._take_block(number, flags, block)
             else:
@@ -571,7 +576,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._take_settings(payload)
         elif kind == PRIORITY:
-            if len(payload) != 5:
+            if len(payload) != PRIORITY_BYTES:
                 raise ProtocolError("a priority that is none", FRAME_SIZE_ERROR)
         elif kind == PUSH_PROMISE:
             raise ProtocolError("clients promise nothing")

@@ -15,6 +15,7 @@ from serving.http2_frames import (
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
+    HAS_PRIORITY,
     PADDED,
     PROTOCOL_ERROR,
 )
@@ -137,6 +138,9 @@ FAULTS = {
     ),
     "an even stream": (PROTOCOL_ERROR, [headers("/test/Echo", 2)]),
     "a stream without a number": (PROTOCOL_ERROR, [headers("/test/Echo", 0)]),
+    "a priority that is cut off": (
+        FRAME_SIZE_ERROR, [Frame(HEADERS, END_HEADERS | HAS_PRIORITY, 1, b"\0\0\0")],
+    ),
     "fields within fields": (PROTOCOL_ERROR, [Frame(HEADERS, 0, 1, b"\x82"), headers("/test/Echo", 3)]),
     "a ping within fields": (PROTOCOL_ERROR, [Frame(HEADERS, 0, 1, b"\x82"), Frame(PING, 0, 0, bytes(8))]),
     "the rest of another's fields": (
