@@ -16,6 +16,7 @@ from serving.http2_frames import (
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     HAS_PRIORITY,
+    NO_ERROR,
     PADDED,
     PROTOCOL_ERROR,
 )
@@ -238,6 +239,26 @@ def test_who_does_not_begin_is_closed(monkeypatch: pytest.MonkeyPatch, begins: b
     with Transport() as transport, connect(transport.target, begins=begins) as connection:
         assert {frame.kind for frame in frames(connection)} <= {SETTINGS, WINDOW_UPDATE}
         eventually(lambda: not transport.server.connections)
+
+
+def test_a_stop_tells_the_last_stream_and_closes(transport: Transport, client: Client) -> None:
+    with Client(transport.target) as idle:
+        idle.ping()
+        client.call("Echo")
+        stream = client.begin("Hang")
+        transport.began.get(timeout=60)
+        transport.begin_to_stop()
+        answer = client.answer(stream)
+        assert answer.status[0] == 14
+        assert "stopping" in answer.status[1]
+        while client.read() or idle.read():
+            pass
+        assert client.goodbye == (NO_ERROR, stream)
+        assert idle.goodbye == (NO_ERROR, 0)
+        transport.stop()
+        assert len(transport.ended) == 2
+        with pytest.raises(ConnectionRefusedError):
+            connect(transport.target)
 
 
 def test_a_stop_does_not_wait_long_for_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
