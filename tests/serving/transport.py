@@ -48,6 +48,7 @@ class Transport:
         target: HOST:PORT.
         began: The calls that hang, as they begin.
         cancelled: When a handler was cancelled.
+        handled: Calls whose handler began.
         ended: Calls whose done callback was called, as often as it was.
         written: Bytes that "Many" has written, so far as it did not have to wait.
     """
@@ -57,6 +58,7 @@ class Transport:
         self.target = ""
         self.began: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.cancelled: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self.handled: list[Call] = []
         self.ended: list[Call] = []
         self.written = 0
         self._max_calls = max_calls
@@ -120,6 +122,7 @@ class Transport:
             return read_in_turn(handler, Reading(8))
 
         async def serve(call: Call) -> None:
+            self.handled.append(call)
             call.add_done_callback(self.ended.append)
             try:
                 await handler(call)
@@ -392,3 +395,19 @@ def goodbye(connection: socket.socket) -> int | None:
         if frame.kind == GOAWAY:
             return int.from_bytes(frame.payload[4:8])
     return None
+
+
+def open_channel(transport: Transport, **options: Any) -> grpc.Channel:
+    """A channel of grpcio's that has a connection of its own, and takes answers of any size."""
+    more = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    return grpc.insecure_channel(transport.target, options=more, **options)
+
+
+def unary(channel: grpc.Channel, method: str) -> Any:
+    """A method of one request and one answer, as bytes."""
+    return channel.unary_unary(f"/test/{method}")
+
+
+def streaming(channel: grpc.Channel, method: str) -> Any:
+    """A method of many requests and answers, as bytes."""
+    return channel.stream_stream(f"/test/{method}")
