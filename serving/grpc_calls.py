@@ -224,6 +224,12 @@ class Call(Stream):
         """End what answers, where nobody is there to be answered."""
         if gone:
             self._code = self._code or grpc.StatusCode.CANCELLED
+        # Now, for a connection that has gone is not asked again.
+        counts = self.connection.counts
+        if self._code is grpc.StatusCode.OK:
+            counts.succeeded += 1
+        else:
+            counts.failed += 1
         if self._task:
             if gone:
                 self._task.cancel()
@@ -251,7 +257,6 @@ class Call(Stream):
             self.reset(CANCEL)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._task = None
         if self._code is None:
             if task.cancelled():
                 self.refuse(refusal.deadline_passed())
@@ -260,17 +265,13 @@ class Call(Stream):
                 self.refuse(refusal.unexpected())
         elif not task.cancelled() and not isinstance(task.exception(), AbortedError | None):
             _log.error("%s failed", self.headers.method, exc_info=task.exception())
+        self._task = None
         if self.closed:
             self._done()
 
     def _done(self) -> None:
         if self._timer:
             self._timer.cancel()
-        counts = self.connection.counts
-        if self._code is grpc.StatusCode.OK:
-            counts.succeeded += 1
-        else:
-            counts.failed += 1
         for callback in self._callbacks:
             callback(self)
         self._callbacks.clear()

@@ -163,6 +163,8 @@ def test_the_end_of_a_call_is_told_once_in_whatever_way_it_ends(
             # Then there is room for another.
             with Client(transport.target) as other:
                 eventually(lambda: other.call("Echo").status[0] == 0)
+            counts = transport.ask(transport.server.counts)
+            assert counts.started == counts.succeeded + counts.failed
         transport.stop()
         assert sorted(map(id, transport.ended)) == sorted(map(id, transport.handled))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -218,3 +219,40 @@ def test_many_streams_at_once_get_their_own_answers(channel: grpc.Channel) -> No
     for messages, stream in reversed(list(zip(sent, streams, strict=True))):
         assert list(stream) == messages
     assert sorted(ended.get(timeout=60) for _ in streams) == list(range(30))
+
+
+# Channelz
+
+
+def test_channelz_counts_calls_of_each_kind(transport: Transport, channel: grpc.Channel) -> None:
+    for _ in range(3):
+        unary(channel, "Echo")(b"there", timeout=60)
+    failure(unary(channel, "Refuse"), b"no")
+    failure(unary(channel, "Nothing"), b"")
+    failure(unary(channel, "Hang"), b"", timeout=0.05)
+    assert len(list(streaming(channel, "EchoAll")(iter([b"a"] * 5), timeout=60))) == 5
+    eventually(lambda: len(transport.ended) == 6)
+    stub = channelz_pb2_grpc.ChannelzStub(channel)
+    (server,) = stub.GetServers(channelz_pb2.GetServersRequest(), timeout=60).server
+    told = server.data
+    # The call that asks is under way.
+    assert (told.calls_started, told.calls_succeeded, told.calls_failed) == (8, 4, 3)
+    request = channelz_pb2.GetServerSocketsRequest(server_id=server.ref.server_id)
+    (reference,) = stub.GetServerSockets(request, timeout=60).socket_ref
+    socket = stub.GetSocket(channelz_pb2.GetSocketRequest(socket_id=reference.socket_id), timeout=60).socket
+    data = socket.data
+    assert (data.streams_started, data.streams_succeeded, data.streams_failed) == (10, 6, 3)
+    # Of Hang and Nothing nobody reads the request.
+    assert (data.messages_received, data.messages_sent) == (3 + 1 + 5 + 3, 3 + 5 + 2)
+    assert socket.local.tcpip_address.ip_address == bytes([127, 0, 0, 1])
+    assert f"127.0.0.1:{socket.local.tcpip_address.port}" == transport.target
+    missing = failure(stub.GetSocket, channelz_pb2.GetSocketRequest(socket_id=0))
+    assert missing.code == grpc.StatusCode.NOT_FOUND
+    missing = failure(stub.GetServer, channelz_pb2.GetServerRequest(server_id=2))
+    assert missing.code == grpc.StatusCode.NOT_FOUND
+    # Calls of a connection that has gone are counted still.
+    with Client(transport.target) as other:
+        other.call("Echo")
+    eventually(lambda: len(transport.server.connections) == 1)
+    told = stub.GetServer(channelz_pb2.GetServerRequest(server_id=1), timeout=60).server.data
+    assert (told.calls_started, told.calls_succeeded, told.calls_failed) == (14, 8, 5)
