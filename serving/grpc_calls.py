@@ -260,6 +260,8 @@ class Call(Stream):
         if self._code is None:
             if task.cancelled():
                 self.refuse(refusal.deadline_passed())
+                # Where the client does not take the answers before it, it does not take this.
+                self.reset(CANCEL)
             else:
                 _log.error("%s failed", self.headers.method, exc_info=task.exception())
                 self.refuse(refusal.unexpected())

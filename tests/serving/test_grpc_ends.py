@@ -147,9 +147,16 @@ def _slow_to_read_an_answer(transport: Transport, client: Client) -> None:
     assert client.answer(stream).reset == CANCEL
 
 
+def _slow_to_read_a_stream(transport: Transport, client: Client) -> None:
+    client.takes = False
+    stream = client.begin("Many", grpc_timeout="100m")
+    client.send(stream, prefixed(b"1000 50000"))
+    assert client.answer(stream).reset == CANCEL
+
+
 WAYS: list[Callable[[Transport, Client], None]] = [
     _answered, _refused, _failed, _too_large, _was_reset, _reset_at_once, _reset_while_answered, _deadline,
-    _lost, _left, _broken_off, _stopped, _slow_to_read_an_answer,
+    _lost, _left, _broken_off, _stopped, _slow_to_read_an_answer, _slow_to_read_a_stream,
 ]  # fmt: skip
 
 
