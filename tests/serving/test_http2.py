@@ -9,7 +9,7 @@ from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.http2 import SEND_BUFFER
+from serving.http2 import CONNECTION_WINDOW, SEND_BUFFER
 from serving.http2_frames import (
     HAS_PRIORITY,
     NO_ERROR,
@@ -26,7 +26,11 @@ from tests.e2e.http2 import (
     SETTINGS,
     WINDOW_UPDATE,
     Frame,
+    connect,
+    headers,
+    message,
 )
+from tests.e2e.http2 import settings as client_settings
 from tests.serving.servers import eventually
 from tests.serving.transport import Answer, Client, Transport, call_fields, noise, prefixed
 
@@ -206,6 +210,24 @@ def test_an_answer_before_the_request_is_whole_ends_it(client: Client) -> None:
     )
     client.socket.sendall(b"".join(map(bytes, late)))
     assert client.call("Echo", b"there").data == prefixed(b"there")
+
+
+def test_data_that_nobody_reads_any_more_holds_up_no_other(transport: Transport) -> None:
+    # More than the connection's window, of calls that are answered before it comes.
+    with connect(transport.target, client_settings()) as connection:
+        size = 60_000
+        count = CONNECTION_WINDOW // size + 50
+        for number in range(count):
+            stream = 1 + 2 * number
+            unread = [headers("/test/Early", stream), *message(bytes(size), stream)]
+            connection.sendall(b"".join(map(bytes, unread)))
+        last = [headers("/test/Echo", 1 + 2 * count), *message(b"there and back", 1 + 2 * count)]
+        connection.sendall(b"".join(map(bytes, last)))
+        came = b""
+        while b"there and back" not in came:
+            some = connection.recv(2**16)
+            assert some
+            came = came[-100:] + some
 
 
 # Answers
