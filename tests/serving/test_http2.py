@@ -323,10 +323,14 @@ def test_who_writes_much_waits_for_a_client_that_does_not_read(transport: Transp
         # Some is in the network: whatever the system has room for.
         written = transport.written
         assert written < 600 * 50_000 / 2
+        # Nor is read what would have to be answered, too.
+        later = client.begin("Echo", end=True)
         for _ in range(10):
             transport.ask(lambda: None)
+        assert transport.ask(transport.server.counts).started == 1
         assert transport.written <= written + 2 * 50_000
         assert len(client.answer(stream).data) == 600 * (PREFIX + 50_000)
+        assert client.answer(later).status == (0, "")
 
 
 @pytest.mark.parametrize("size", [0, 100, 4095, 4096, 2**16])
