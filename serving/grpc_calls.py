@@ -236,6 +236,12 @@ class Call(Stream):
         """End what answers, where nobody is there to be answered."""
         if gone:
             self._code = self._code or grpc.StatusCode.CANCELLED
+        # Now, for a connection that has gone is not asked again.
+        counts = self.connection.counts
+        if self._code is grpc.StatusCode.OK:
+            counts.succeeded += 1
+        else:
+            counts.failed += 1
         if self._task:
             if gone:
                 self._task.cancel()
@@ -281,11 +287,6 @@ class Call(Stream):
     def _done(self) -> None:
         if self._timer:
             self._timer.cancel()
-        counts = self.connection.counts
-        if self._code is grpc.StatusCode.OK:
-            counts.succeeded += 1
-        else:
-            counts.failed += 1
         for callback in self._callbacks:
             callback(self)
         self._callbacks.clear()

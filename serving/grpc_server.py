@@ -137,10 +137,11 @@ class GrpcServer:
         for listener in self.listeners:
             listener.close()
         for connection in list(self.connections):
-            connection.leave()
             for call in list(connection.streams.values()):
                 assert isinstance(call, Call)  # noqa: S101
                 call.cut_off(refusal.stopping())
+            # Last, since there are clients that read nothing after it.
+            connection.leave()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), GOODBYE_SECONDS)
         for connection in list(self.connections):

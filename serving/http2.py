@@ -40,6 +40,7 @@ from serving.http2_frames import (
     PING,
     PREFACE,
     PRIORITY,
+    PRIORITY_BYTES,
     PUSH_PROMISE,
     RST_STREAM,
     SETTING,
@@ -127,6 +128,11 @@ class Counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+NO_TABLE = b"\x20"
+"""Begins the first block of fields that a connection sends (RFC 7541, section 6.3): this side uses no table.
+A client that lets it have a smaller one than usual waits to be told."""
+
+
 class Stream:
     """A request and its answer. What comes of it is told to the methods of a subclass.
 
@@ -181,7 +187,8 @@ class Stream:
     def send_fields(self, block: bytes) -> None:
         """Begin the answer with a block of at most ``DEFAULT_FRAME`` bytes."""
         if not self.closed:
-            self.connection.write(frame(HEADERS, END_HEADERS, self.number, block))
+            connection = self.connection
+            connection.write(frame(HEADERS, END_HEADERS, self.number, connection.fields(block)))
 
     def send(self, data: bytes) -> None:
         """Send data, once the client takes it."""
@@ -196,8 +203,7 @@ class Stream:
             and not connection.paused
         ):
             self._window -= len(data)
-            connection.window -= len(data)
-            connection.send_data(self.number, data)
+            connection.write_data(self.number, data)
         else:
             self._unsent += data
             connection.send_when_taken(self)
@@ -212,7 +218,7 @@ class Stream:
             self._end = block
             self._moved = self.connection.loop.time()
         elif not self.closed:
-            end = frame(HEADERS, END_HEADERS | END_STREAM, self.number, block)
+            end = frame(HEADERS, END_HEADERS | END_STREAM, self.number, self.connection.fields(block))
             if not self.ended:
                 # The client need not send the rest (section 8.1).
                 end += frame(RST_STREAM, 0, self.number, INTEGER.pack(NO_ERROR))
@@ -281,8 +287,7 @@ class Stream:
         if size <= 0 or connection.paused:
             return
         self._window -= size
-        connection.window -= size
-        connection.send_data(self.number, bytes(self._unsent[:size]))
+        connection.write_data(self.number, bytes(self._unsent[:size]))
         self._moved = connection.loop.time()
         del self._unsent[:size]
         if len(self._unsent) <= SEND_BUFFER:
@@ -350,6 +355,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._before_fields = NO_TABLE
         self._rest = b""
         self._goes_on = False
         self._greeted = False
@@ -391,6 +397,7 @@ class Connection(asyncio.Protocol):
         if self._closing is not None:
             return
         self._heard = self.loop.time()
+        self._asked = None
         self._rest = self._rest + data if self._rest else data
         if not self._goes_on:
             self._take_frames()
@@ -438,7 +445,7 @@ class Connection(asyncio.Protocol):
         waits_since: float | None = None
         if self._closing is not None or not (self._has_settings and self._knows_table_size):
             waits_since = self._closing or self._made
-        elif self._asked is not None and self._heard <= self._asked:
+        elif self._asked is not None:
             waits_since = self._asked
         elif now - self._heard > KEEPALIVE_SECONDS:
             self._asked = now
@@ -469,8 +476,14 @@ class Connection(asyncio.Protocol):
         if self._out_bytes > BYTES_AT_A_TIME:
             self._flush()
 
-    def send_data(self, number: int, data: bytes) -> None:
-        """Send data of a stream, which its windows and the connection's have room for."""
+    def fields(self, block: bytes) -> bytes:
+        """Write a block of fields, that is to be sent next."""
+        before, self._before_fields = self._before_fields, b""
+        return before + block
+
+    def write_data(self, number: int, data: bytes) -> None:
+        """Send data of a stream, for which there is a window."""
+        self.window -= len(data)
         self._idle_frames = 0
         self.write(frame(DATA, 0, number, data))
 
@@ -545,9 +558,9 @@ class Connection(asyncio.Protocol):
                 raise ProtocolError("a request's stream has an even number")
             block = unpadded(flags, payload)
             if flags & HAS_PRIORITY:
-                if len(block) < 5:
-                    raise ProtocolError("a priority that is none", FRAME_SIZE_ERROR)
-                block = block[5:]
+                if len(block) < PRIORITY_BYTES:
+                    raise ProtocolError("a priority that is cut off", FRAME_SIZE_ERROR)
+                block = block[PRIORITY_BYTES:]
             if flags & END_HEADERS:
                 self._take_block(number, flags, block)
             else:
@@ -660,7 +673,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._take_settings(payload)
         elif kind == PRIORITY:
-            if len(payload) != 5:
+            if len(payload) != PRIORITY_BYTES:
                 raise ProtocolError("a priority that is none", FRAME_SIZE_ERROR)
         elif kind == PUSH_PROMISE:
             raise ProtocolError("clients promise nothing")
@@ -676,6 +689,7 @@ class Connection(asyncio.Protocol):
             elif name == MAX_FRAME_SIZE and not DEFAULT_FRAME <= value <= LARGEST_FRAME:
                 raise ProtocolError("frames of a size that cannot be")
         self._has_settings = True
+        # Before what they let be sent: only from then on the client counts by them.
         self.write(frame(SETTINGS, ACK, 0))
         if change := self.initial_window - before:
             self._window_changes += len(self.streams)

@@ -27,6 +27,8 @@ INTEGER = struct.Struct(">I")
 MESSAGE_PREFIX = struct.Struct(">BI")
 """Of a message of gRPC in data: whether it is compressed, and its length."""
 
+PRIORITY_BYTES = 5
+
 LARGEST = 2**31 - 1
 """Of windows and streams."""
 DEFAULT_WINDOW = 2**16 - 1
