@@ -15,8 +15,8 @@ else:
 def run(main: Coroutine[Any, Any, None]) -> None:
     """As ``asyncio.run``, by uvloop where it is there.
 
-    A call goes through the event loop some seventeen times, in gRPC for the most part; under more load than a
-    server can take, that it does so in less time decides how many calls are answered (benchmarks/README.md).
+    Under more load than a server can take, what a turn of the loop costs decides how many calls are answered
+    (benchmarks/README.md).
     """
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         runner.run(main)
