@@ -110,6 +110,7 @@ class Fields:
 
 
 _kept: dict[bytes, Fields] = {}
+"""Blocks of fields that were read, which need no table."""
 
 
 @dataclass(slots=True)
@@ -236,6 +237,7 @@ class Stream:
         while len(self._unsent) > SEND_BUFFER:
             if not self._room or self._room.done():
                 self._room = self.connection.loop.create_future()
+            # Who waits no more leaves it to others.
             await asyncio.shield(self._room)
 
     # For the connection
@@ -630,7 +632,7 @@ class Connection(asyncio.Protocol):
         decoder = hpack.Decoder(MAX_BLOCK_BYTES)
         decoder.max_allowed_table_size = decoder.header_table_size = 0
         fields = Fields(tuple((name, value) for name, value in decoder.decode(block, raw=True)))
-        if fields.size <= KEPT_BLOCK_BYTES:
+        if max(len(block), fields.size) <= KEPT_BLOCK_BYTES:
             if len(_kept) >= KEPT_BLOCKS:
                 _kept.clear()
             _kept[block] = fields
