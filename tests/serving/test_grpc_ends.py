@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
+import serving.grpc_server
+import serving.http2
 from serving.http2_frames import CANCEL
 from tests.e2e.http2 import reset
 from tests.serving.servers import Failure, eventually, failure
@@ -174,6 +176,39 @@ def test_the_end_of_a_call_is_told_once_in_whatever_way_it_ends(
             assert counts.started == counts.succeeded + counts.failed
         transport.stop()
         assert sorted(map(id, transport.ended)) == sorted(map(id, transport.handled))
+
+
+@pytest.mark.parametrize("fields", [[], [("grpc-timeout", "1H")]])
+def test_an_answer_that_is_not_taken_gives_its_place_back(
+    monkeypatch: pytest.MonkeyPatch, fields: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setattr(serving.http2, "KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(serving.grpc_server, "LOOK_SECONDS", 0.02)
+    with (
+        Transport(max_calls=1) as transport,
+        Client(transport.target, initial_window=0) as client,
+        Client(transport.target) as other,
+    ):
+        stream = client.begin("Large", *fields)
+        client.send(stream, prefixed(b"1000"))
+        # Pings are answered meanwhile.
+        assert client.answer(stream).reset == CANCEL
+        eventually(lambda: len(transport.ended) == 1)
+        assert other.call("Echo").status[0] == 0
+
+
+def test_a_stream_that_is_still_written_waits_for_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.http2, "KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(serving.grpc_server, "LOOK_SECONDS", 0.02)
+    with Transport() as transport, Client(transport.target, initial_window=0) as client:
+        stream = client.begin("Many")
+        client.send(stream, prefixed(b"2 20000"))
+        while client.pings < 10:
+            assert client.read()
+        assert not transport.ended
+        client.widen(2**20, stream)
+        assert client.answer(stream).data == prefixed(bytes(20000)) * 2
+        assert client.answer(stream).status == (0, "")
 
 
 def test_a_stop_is_told_to_calls_under_way(transport: Transport, channel: grpc.Channel) -> None:

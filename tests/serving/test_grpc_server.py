@@ -110,6 +110,15 @@ def test_an_unknown_compression_is_unimplemented_and_told_which_there_are(client
     assert (answer.fields | answer.trailers)["grpc-accept-encoding"] == "identity,gzip,deflate"
 
 
+def test_an_unknown_compression_with_a_long_name_is_refused_in_few_words(client: Client) -> None:
+    # Each of these characters is three in a status; of a frame that is too large, h2 would complain.
+    answer = client.call("Echo", b"there", grpc_encoding="%" * 8000)
+    assert answer.status[0] == 12
+    assert (answer.fields | answer.trailers)["grpc-accept-encoding"] == "identity,gzip,deflate"
+    assert client.call("Refuse", b"%" * 8000).status == (9, "%25" * 1000)
+    assert client.call("Echo", b"there").data == prefixed(b"there")
+
+
 @pytest.mark.parametrize("sent", [b"\0", b"\0\0\0\0", b"\0\0\0\0\5abcd"])
 def test_a_message_that_is_cut_off_is_refused(client: Client, sent: bytes) -> None:
     stream = client.begin("Echo")

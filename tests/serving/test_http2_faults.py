@@ -1,7 +1,14 @@
 """HTTP/2 where a client breaks it, goes, or does not answer; over real sockets."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
 
 import hpack
 import pytest
@@ -9,7 +16,9 @@ from h2.settings import SettingCodes
 
 import serving.grpc_server
 import serving.http2
-from serving.http2 import MAX_BLOCK_BYTES, MAX_IDLE_FRAMES
+from serving import event_loop
+from serving.certificates import Certificates
+from serving.http2 import KEPT_BLOCK_BYTES, KEPT_BLOCKS, MAX_BLOCK_BYTES, MAX_IDLE_FRAMES, _kept
 from serving.http2_frames import (
     COMPRESSION_ERROR,
     ENHANCE_YOUR_CALM,
@@ -20,12 +29,14 @@ from serving.http2_frames import (
     PADDED,
     PROTOCOL_ERROR,
 )
+from tests.certificates import Authority
 from tests.e2e.http2 import (
     ACK,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     PING,
     PREFACE,
@@ -37,10 +48,16 @@ from tests.e2e.http2 import (
     Frame,
     connect,
     headers,
+    message,
+    reset,
 )
 from tests.e2e.http2 import settings as client_settings
 from tests.serving.servers import eventually
 from tests.serving.transport import Client, Transport, call_fields, frames, goodbye, noise, prefixed
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+RUNS: list[Run] = [event_loop.run, asyncio.run]
+"""With uvloop, and with asyncio's own loop."""
 
 
 @pytest.fixture
@@ -62,6 +79,16 @@ def test_what_is_no_call_is_answered_as_http_has_it(client: Client) -> None:
     assert client.call("Echo", method="GET").fields[":status"] == "405"
     assert client.call("Echo", content_type="application/json").fields[":status"] == "415"
     assert client.call("Echo", content_type="application/grpc+proto").status == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpcfoo", "application/grp", ""])
+def test_what_is_like_grpc_only_is_no_call(client: Client, kind: str) -> None:
+    assert client.call("Echo", content_type=kind).fields[":status"] == "415"
+
+
+@pytest.mark.parametrize("kind", ["application/grpc", "application/grpc+proto", "application/grpc;x"])
+def test_a_call_is_one_whatever_its_messages_are_written_in(client: Client, kind: str) -> None:
+    assert client.call("Echo", content_type=kind).status == (0, "")
 
 
 @pytest.mark.parametrize("begins", [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01", b"P\0"])
@@ -207,7 +234,128 @@ def test_who_pings_while_answers_come_is_not_sent_away(client: Client) -> None:
     assert client.answer(stream).status == (0, "")
 
 
+CHANGING = {
+    "settings": [Frame(SETTINGS, 0, 0, b"\0\4\0\0\0\1\0\4\0\0\0\0" * 1350)],
+    "windows of all": [_update(1)] * 5000,
+}
+
+
+@pytest.mark.parametrize("changing", CHANGING)
+def test_windows_that_change_again_and_again_hold_up_no_other(changing: str) -> None:
+    with (
+        Transport(max_calls=2000) as transport,
+        Client(transport.target, takes=False, initial_window=0) as unread,
+        Client(transport.target) as other,
+    ):
+        if changing == "settings":
+            # Nothing is left of the connection's window, so that no change lets anything be sent.
+            first = unread.begin("Large")
+            unread.widen(2**20, first)
+            unread.send(first, prefixed(b"100000"))
+            while len(unread.answers[first].data) < 65535:
+                assert unread.read()
+        for _ in range(1000):
+            unread.send(unread.begin("Large"), prefixed(b"1000"))
+        eventually(lambda: transport.ask(transport.server.counts).messages_sent >= 1000)
+        unread.ping()
+        began = time.monotonic()
+        unread.socket.sendall(b"".join(map(bytes, CHANGING[changing])))
+        assert other.call("Echo", b"there").status == (0, "")
+        unread.ping()
+        assert time.monotonic() - began < 3
+
+
+def test_too_many_changes_of_windows_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.http2, "MAX_WINDOW_CHANGES", 10)
+    calls = [headers("/test/Hang", stream) for stream in (1, 3, 5)]
+    changes = [client_settings(window=size) for size in range(4)]
+    with Transport() as transport:
+        # However many there are in a frame, it is one change of each stream.
+        few = [*changes[:3], client_settings(window=2), Frame(PING, 0, 0, bytes(8))]
+        with connect(transport.target, client_settings(), *calls, *few) as connection:
+            eventually(lambda: transport.began.qsize() == 3)
+            connection.shutdown(socket.SHUT_WR)
+            came = frames(connection)
+            assert PING in [frame.kind for frame in came]
+            assert GOAWAY not in [frame.kind for frame in came]
+        with connect(transport.target, client_settings(), *calls, *changes) as connection:
+            assert goodbye(connection) == ENHANCE_YOUR_CALM
+        eventually(lambda: not transport.server.connections)
+
+
+# What is kept
+
+
+def test_of_large_fields_nothing_is_kept(client: Client) -> None:
+    # From now on, the client has no table.
+    client.ping()
+    for number in range(100):
+        client.call("Echo", b"", ("x-large", f"{number:04}" * 2000))
+    assert not [name for kept in _kept.values() for name, _ in kept.pairs if name == b"x-large"]
+    assert sum(kept.size for kept in _kept.values()) <= KEPT_BLOCKS * KEPT_BLOCK_BYTES
+
+
+def test_of_small_fields_no_more_are_kept_than_may_be(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def values() -> list[bytes]:
+        return [value for kept in _kept.values() for name, value in kept.pairs if name == b"x-small"]
+
+    monkeypatch.setattr(serving.http2, "KEPT_BLOCKS", 10)
+    client.ping()
+    _kept.clear()
+    for number in range(35):
+        answer = client.call("Echo", b"", ("x-small", str(number)))
+        assert answer.trailers["x-small"] == str(number)
+        assert values()[-1] == b"%d" % number
+        assert len(_kept) <= 10
+    before = values()
+    assert client.call("Echo", b"", ("x-small", "34")).trailers["x-small"] == "34"
+    assert values() == before
+
+
 # Connections
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_many_frames_in_one_piece_are_all_answered(run: Run) -> None:
+    pings = [Frame(PING, 0, 0, number.to_bytes(8)) for number in range(5000)]
+    with Transport(run=run) as transport:
+        with connect(transport.target, client_settings(), ACKNOWLEDGED, *pings) as connection:
+            assert _answered(connection, len(pings)) == [ping.payload for ping in pings]
+        calls = [headers("/test/Early", 1 + 2 * number) for number in range(2500)]
+        # All calls are answered before the ping.
+        with connect(transport.target, client_settings(), ACKNOWLEDGED, *calls, pings[0]) as connection:
+            assert _answered(connection, 1) == [pings[0].payload]
+        assert transport.ask(transport.server.counts).started == 2500
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_many_frames_are_answered_where_the_client_reads_once_all_are_sent(run: Run) -> None:
+    pings = [Frame(PING, 0, 0, number.to_bytes(8)) for number in range(5000)]
+    large = [client_settings(window=2**30), ACKNOWLEDGED, _update(2**30), headers("/test/Many")]
+    with (
+        Transport(run=run) as transport,
+        connect(transport.target, *large, *message(b"600 50000"), *pings[:2500]) as connection,
+    ):
+        eventually(lambda: transport.paused() == [True])
+        connection.sendall(b"".join(map(bytes, pings[2500:])))
+        assert _answered(connection, len(pings)) == [ping.payload for ping in pings]
+
+
+def _answered(connection: socket.socket, count: int) -> list[bytes]:
+    """What so many answers to pings say, as they come."""
+    found: list[bytes] = []
+    data = b""
+    while len(found) < count:
+        some = connection.recv(2**16)
+        assert some, "the server closed the connection"
+        data += some
+        while len(data) >= 9 and len(data) >= (end := 9 + int.from_bytes(data[:3])):
+            if (data[3], data[4]) == (PING, ACK):
+                found.append(data[9:end])
+            data = data[end:]
+    return found
 
 
 def test_pings_are_answered_and_settings_acknowledged(client: Client) -> None:
@@ -240,6 +388,54 @@ def test_who_does_not_begin_is_closed(monkeypatch: pytest.MonkeyPatch, begins: b
     with Transport() as transport, connect(transport.target, begins=begins) as connection:
         assert {frame.kind for frame in frames(connection)} <= {SETTINGS, WINDOW_UPDATE}
         eventually(lambda: not transport.server.connections)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_who_asks_for_much_and_breaks_off_leaves_no_lines_in_the_log(
+    caplog: pytest.LogCaptureFixture, run: Run
+) -> None:
+    with Transport(run=run) as transport:
+        calls = [headers("/test/Many", 1 + 2 * number) for number in range(20)]
+        requests = [each for call in calls for each in message(b"600 50000", call.stream)]
+        large = [client_settings(window=2**30), ACKNOWLEDGED, _update(2**30)]
+        connection = connect(transport.target, *large, *calls, *requests)
+        eventually(lambda: transport.paused() == [True] and len(transport.handled) == 20)
+        reset(connection)
+        eventually(lambda: len(transport.ended) == 20 and not transport.server.connections)
+    assert _warnings(caplog) == []
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("way", ["says so", "sends no more", "closes", "resets"])
+def test_a_client_of_tls_that_closes_leaves_no_lines_in_the_log(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, way: str, run: Run
+) -> None:
+    authority = Authority(tmp_path)
+    trusting = ssl.create_default_context(cafile=authority.file)
+    trusting.set_alpn_protocols(["h2"])
+    calls = [headers("/test/Hang", 1 + 2 * number) for number in range(200)]
+    with Transport(tls=Certificates(*authority.issue("server"), None).context, run=run) as transport:
+        host, _, port = transport.target.rpartition(":")
+        with trusting.wrap_socket(
+            socket.create_connection((host, int(port)), timeout=30), server_hostname="localhost"
+        ) as connection:
+            connection.sendall(PREFACE + b"".join(map(bytes, [client_settings(), ACKNOWLEDGED, *calls])))
+            eventually(lambda: transport.began.qsize() == 200)
+            if way == "says so":
+                with contextlib.suppress(OSError):
+                    connection.unwrap()
+            elif way == "sends no more":
+                connection.shutdown(socket.SHUT_WR)
+            elif way == "resets":
+                reset(connection)
+            else:
+                connection.close()
+            eventually(lambda: len(transport.ended) == 200 and not transport.server.connections)
+    assert _warnings(caplog) == []
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_stop_tells_the_last_stream_and_closes(transport: Transport, client: Client) -> None:

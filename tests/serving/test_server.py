@@ -21,6 +21,8 @@ from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, FingerprintError
 from cognate.v1 import embedding_pb2, index_pb2, index_pb2_grpc, search_pb2
 from serving.server import SERVICES
+from serving.standard_services import MAX_BYTES
+from tests.e2e.http2 import ACK, PING, Frame, connect, headers, settings
 from tests.serving.servers import RECORDS, GatedEncoder, Running, Stubs, failure, write_index
 
 SHORT = embedding_pb2.EncodeRequest(texts=["open"])
@@ -43,6 +45,27 @@ def test_health_is_told_for_the_server_and_for_each_service(running: Running) ->
     with pytest.raises(grpc.RpcError) as caught:
         health(running.channel, "cognate.v1.NoService")
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_idle_streams_of_reflection_keep_no_check_of_health_waiting(running: Running) -> None:
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    streams = [headers(method, 1 + 2 * number) for number in range(400)]
+    with connect(running.server.address, settings(), *streams, Frame(PING, 0, 0, bytes(8))) as connection:
+        came = b""
+        while bytes(Frame(PING, ACK, 0, bytes(8))) not in came:
+            some = connection.recv(2**16)
+            assert some
+            came += some
+        stub = health_pb2_grpc.HealthStub(running.channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status == SERVING
+
+
+def test_a_large_request_to_health_is_refused(running: Running) -> None:
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    small = failure(stub.Check, health_pb2.HealthCheckRequest(service="a" * (MAX_BYTES - 10)))
+    assert small.code == grpc.StatusCode.NOT_FOUND
+    large = failure(stub.Check, health_pb2.HealthCheckRequest(service="a" * MAX_BYTES))
+    assert (large.code, large.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
 
 
 def test_a_client_can_learn_the_contract_by_reflection_alone(running: Running, encoder: Encoder) -> None:

@@ -5,10 +5,11 @@ import contextlib
 import queue
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -53,7 +54,14 @@ class Transport:
         written: Bytes that "Many" has written, so far as it did not have to wait.
     """
 
-    def __init__(self, *, max_calls: int = 1000, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        max_calls: int = 1000,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        run: Callable[[Coroutine[Any, Any, None]], None] = event_loop.run,
+    ) -> None:
         self.server: GrpcServer
         self.target = ""
         self.began: queue.SimpleQueue[Call] = queue.SimpleQueue()
@@ -63,10 +71,11 @@ class Transport:
         self.written = 0
         self._max_calls = max_calls
         self._max_message_bytes = max_message_bytes
+        self._tls = tls
         self._loop: asyncio.AbstractEventLoop
         self._told_to_stop: asyncio.Event
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: event_loop.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: run(self._serve()), daemon=True)
         self._thread.start()
         assert self._started.wait(60)
 
@@ -103,7 +112,10 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._told_to_stop = asyncio.Event()
         server = self.server = GrpcServer(
-            self._around, max_calls=self._max_calls, max_message_bytes=self._max_message_bytes
+            self._around,
+            max_calls=self._max_calls,
+            max_message_bytes=self._max_message_bytes,
+            tls=self._tls,
         )
         methods = (
             self.echo, self.echo_all, self.large, self.many, self.hang, self.refuse, self.early, self.fail,
