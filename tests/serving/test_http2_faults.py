@@ -262,7 +262,8 @@ def test_windows_that_change_again_and_again_hold_up_no_other(changing: str) -> 
         unread.socket.sendall(b"".join(map(bytes, CHANGING[changing])))
         assert other.call("Echo", b"there").status == (0, "")
         unread.ping()
-        assert time.monotonic() - began < 3
+        # Before it was bounded, many times as long.
+        assert time.monotonic() - began < 10
 
 
 def test_too_many_changes_of_windows_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
