@@ -26,6 +26,9 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 CACHED_STATUSES = 256
 
+HEAD_START_SECONDS = 0.05
+"""By how much a caller's clock may be ahead of ours: it began before the call was on its way."""
+
 ENCODINGS = {"identity": None, "gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """Of messages, and zlib's name for each."""
 
@@ -236,6 +239,10 @@ class Call(Stream):
         """End what answers, where nobody is there to be answered."""
         if gone:
             self._code = self._code or grpc.StatusCode.CANCELLED
+            # A client at its deadline resets the stream, a moment before the deadline has passed here.
+            remaining = self.time_remaining()
+            if remaining is not None and 0 < remaining < HEAD_START_SECONDS:
+                self._deadline = self.connection.loop.time()
         # Now, for a connection that has gone is not asked again.
         counts = self.connection.counts
         if self._code is grpc.StatusCode.OK:
