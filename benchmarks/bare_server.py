@@ -1,8 +1,7 @@
 """What one writes with grpcio and onnxruntime in an afternoon: ``python bare_server.py NAME PORT BUNDLE``.
 
 Run by ``serving.py``. ``encode`` answers Encode of the contract with a thread for each call and a run of the
-model for each text, no batching. What gRPC costs is told by calls of no bytes that are answered with none, of
-our server's transport by ``empty``, of grpc.aio by ``empty_aio``.
+model for each text, no batching. ``empty`` answers a call of no bytes with no bytes by grpc.aio.
 """
 
 import asyncio
@@ -19,9 +18,6 @@ import tokenizers
 
 from cognate.processors import available_cores
 from cognate.v1 import embedding_pb2, embedding_pb2_grpc
-from serving import event_loop
-from serving.grpc_calls import Call
-from serving.grpc_server import GrpcServer
 
 
 class BareModel:
@@ -74,20 +70,6 @@ def serve_encode(port: int, bundle: Path) -> None:
 
 
 async def serve_empty(port: int) -> None:
-    """Serve empty calls until killed, as our server does."""
-
-    async def answer(call: Call) -> None:
-        await call.read()
-        call.answer(b"")
-
-    server = GrpcServer(lambda handler, method: answer, max_calls=1000, max_message_bytes=1024)
-    server.add_registered_method_handlers("benchmark.Empty", {"Call": None})
-    server.listen("127.0.0.1", port, shared=False)
-    server.start()
-    await asyncio.Event().wait()
-
-
-async def serve_empty_aio(port: int) -> None:
     """Serve empty calls until killed, by grpc.aio."""
 
     async def answer(request: bytes, context: Any) -> bytes:
@@ -108,7 +90,7 @@ def main() -> None:
     if sys.argv[1] == "encode":
         serve_encode(int(sys.argv[2]), Path(sys.argv[3]))
     else:
-        event_loop.run({"empty": serve_empty, "empty_aio": serve_empty_aio}[sys.argv[1]](int(sys.argv[2])))
+        asyncio.run(serve_empty(int(sys.argv[2])))
 
 
 if __name__ == "__main__":

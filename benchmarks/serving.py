@@ -168,7 +168,7 @@ def cognate_server(bundle: Path, index: Path | None, label: str = "cognate") -> 
 
 
 def bare_server(name: str, label: str, bundle: Path) -> Server:
-    """The bare server, or an empty one."""
+    """The bare server, or its empty one."""
     script = str(Path(__file__).with_name("bare_server.py"))
     return Server(name, label, lambda port: [sys.executable, script, name, str(port), str(bundle)])
 
@@ -305,7 +305,10 @@ class Benchmark:
         return rates
 
     def _empty(self, name: str) -> Server:
-        return self.run(bare_server(name, EMPTY[name], self.bundle))
+        if name == "empty_aio":
+            return self.run(bare_server("empty", EMPTY[name], self.bundle))
+        script = str(Path(__file__).with_name("empty_server.py"))
+        return self.run(Server(name, EMPTY[name], lambda port: [sys.executable, "-P", script, str(port)]))
 
     # The parts
 
