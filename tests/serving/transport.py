@@ -99,7 +99,9 @@ class Transport:
 
     def begin_to_stop(self) -> None:
         """Tell it to stop, and do not wait."""
-        self._loop.call_soon_threadsafe(self._told_to_stop.set)
+        # It may have ended already, where it was told before.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._told_to_stop.set)
 
     def stop(self) -> None:
         """Tell it to stop, and wait."""
