@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.grpc_calls import AbortedError, Call
+from serving.grpc_calls import Call
 from serving.grpc_server import Serve
 from serving.reading import Reading
 from serving.refusal import Refusal
@@ -76,8 +76,6 @@ def read_in_turn(handler: Any, reading: Reading) -> Serve:
         call.max_message_bytes = MAX_BYTES
         try:
             await answer(call)
-        except AbortedError:
-            pass
         except Refusal as why:
             call.refuse(why)
         else:

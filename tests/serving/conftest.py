@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 import serving.server
@@ -20,6 +21,7 @@ from tests.serving.servers import (
     version_records,
     write_index,
 )
+from tests.serving.transport import Client, Transport, open_channel
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +102,24 @@ def running(bundle: Path, index: Path) -> Iterator[Running]:
 @pytest.fixture
 def stubs(running: Running) -> Stubs:
     return running.stubs
+
+
+@pytest.fixture
+def transport() -> Iterator[Transport]:
+    """A server of the transport alone."""
+    with Transport() as running:
+        yield running
+
+
+@pytest.fixture
+def client(transport: Transport) -> Iterator[Client]:
+    """A client of it by h2."""
+    with Client(transport.target) as connected:
+        yield connected
+
+
+@pytest.fixture
+def channel(transport: Transport) -> Iterator[grpc.Channel]:
+    """A client of it by grpcio."""
+    with open_channel(transport) as opened:
+        yield opened

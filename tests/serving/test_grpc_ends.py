@@ -1,7 +1,7 @@
 """How calls end: at a deadline, by their client, by a stop; over real sockets."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -11,28 +11,10 @@ import serving.http2
 from serving.http2_frames import CANCEL
 from tests.e2e.http2 import reset
 from tests.serving.servers import Failure, eventually, failure
-from tests.serving.transport import Client, Transport, open_channel, prefixed, unary
+from tests.serving.transport import Client, Transport, prefixed, unary
 
 LATENESS_SECONDS = 0.05
 """Of what happens at a deadline."""
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    with Transport() as running:
-        yield running
-
-
-@pytest.fixture
-def client(transport: Transport) -> Iterator[Client]:
-    with Client(transport.target) as connected:
-        yield connected
-
-
-@pytest.fixture
-def channel(transport: Transport) -> Iterator[grpc.Channel]:
-    with open_channel(transport) as opened:
-        yield opened
 
 
 def test_a_handler_is_cancelled_at_the_deadline_and_who_waits_longer_is_told(

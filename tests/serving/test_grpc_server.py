@@ -4,7 +4,6 @@ import base64
 import gzip
 import queue
 import zlib
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -24,25 +23,6 @@ from tests.serving.transport import (
     streaming,
     unary,
 )
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    with Transport() as running:
-        yield running
-
-
-@pytest.fixture
-def client(transport: Transport) -> Iterator[Client]:
-    with Client(transport.target) as connected:
-        yield connected
-
-
-@pytest.fixture
-def channel(transport: Transport) -> Iterator[grpc.Channel]:
-    with open_channel(transport) as opened:
-        yield opened
-
 
 # Messages
 

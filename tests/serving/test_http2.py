@@ -1,7 +1,6 @@
 """HTTP/2 as clients rely on it, over real sockets; h2 checks all that the server sends."""
 
 import random
-from collections.abc import Iterator
 
 import hpack
 import pytest
@@ -39,18 +38,6 @@ PREFIX = len(prefixed(b""))
 few_examples = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    with Transport() as running:
-        yield running
-
-
-@pytest.fixture
-def client(transport: Transport) -> Iterator[Client]:
-    with Client(transport.target) as connected:
-        yield connected
 
 
 # Requests

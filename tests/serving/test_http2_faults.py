@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,6 @@ from tests.serving.transport import Client, Transport, call_fields, frames, good
 Run = Callable[[Coroutine[Any, Any, None]], None]
 RUNS: list[Run] = [event_loop.run, asyncio.run]
 """With uvloop, and with asyncio's own loop."""
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    with Transport() as running:
-        yield running
-
-
-@pytest.fixture
-def client(transport: Transport) -> Iterator[Client]:
-    with Client(transport.target) as connected:
-        yield connected
 
 
 # What is no call
