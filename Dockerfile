@@ -16,7 +16,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # Each build stage makes the virtual environment on the base that it will run on.
 FROM cpu AS build-serve
-# For cognate/bf16x3.c and bert_layers.c, which are quicker where the processor has AMX.
+# For the operators of cognate/operators.py, which are quicker where the processor has AVX-512 or AMX.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 # serve,openvino for bf16 on processors that have it.

@@ -12,30 +12,23 @@
 #ifndef COGNATE_AMX_H
 #define COGNATE_AMX_H
 
-#include <immintrin.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "panels.h"
 
-#define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
 /* The compiler does not know that tiles are read from memory and written to it. */
 #define MEMORY_IS_USED __asm__ volatile("" ::: "memory")
 
 enum {
-  TILE = 16,                   /* rows of a tile, and columns of float32 */
-  STEP = 32,                   /* columns of bfloat16 in a tile */
-  PANEL = 2 * TILE,            /* rows, or columns of weights, that are multiplied together */
-  PART = TILE * STEP,          /* numbers in a tile of bfloat16 */
-  STEP_PARTS = 4 * PART,       /* of a panel: two tiles of high parts, two of low ones */
+  PARTS = 2,                   /* of a number in a panel: its high and its low one */
+  TILE_PARTS = TILE * STEP,    /* of a tile, which has them of one kind */
+  STEP_PARTS = 4 * TILE_PARTS, /* of a panel: two tiles of high parts, two of low ones */
 };
 
-typedef uint16_t bfloat16;
-
-static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+typedef uint16_t bfloat16, part;
 
 /* Splits 32 numbers into their high and low parts. */
-AMX static inline void split(__m512 first, __m512 second, __m512i *high, __m512i *low) {
+TARGET static inline void split(__m512 first, __m512 second, __m512i *high, __m512i *low) {
   __m512i h = (__m512i)_mm512_cvtne2ps_pbh(second, first);
   __m512i h0 = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)), 16);
   __m512i h1 = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1)), 16);
@@ -45,7 +38,7 @@ AMX static inline void split(__m512 first, __m512 second, __m512i *high, __m512i
 }
 
 /* Two rows of 16 numbers to one of pairs, which is how a tile of weights lies. */
-AMX static inline void pair(__m512i rows, bfloat16 *pairs) {
+TARGET static inline void pair(__m512i rows, part *pairs) {
   __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rows));
   __m512i odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rows, 1));
   _mm512_storeu_si512(pairs, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
@@ -55,8 +48,8 @@ AMX static inline void pair(__m512i rows, bfloat16 *pairs) {
  * half of the panel, of the second, low parts of the first, of the second. */
 
 /* Lays weights (depth, columns) out in panels; rows of them lie a stride apart, and are zero from some depth on. */
-AMX static void pack(const float *weights, size_t depth, size_t columns, size_t stride, size_t zero_from,
-                     bfloat16 *panels) {
+TARGET static void pack(const float *weights, size_t depth, size_t columns, size_t stride, size_t zero_from,
+                     part *panels) {
   for (size_t column = 0; column < columns; column += PANEL)
     for (size_t start = 0; start < depth; start += STEP, panels += STEP_PARTS)
       for (size_t half = 0; half < 2; half++)
@@ -66,32 +59,56 @@ AMX static void pack(const float *weights, size_t depth, size_t columns, size_t 
           __m512i high, low;
           split(at < zero_from ? _mm512_loadu_ps(two) : _mm512_setzero_ps(),
                 at + 1 < zero_from ? _mm512_loadu_ps(two + stride) : _mm512_setzero_ps(), &high, &low);
-          pair(high, panels + half * PART + row * STEP);
-          pair(low, panels + (2 + half) * PART + row * STEP);
+          pair(high, panels + half * TILE_PARTS + row * STEP);
+          pair(low, panels + (2 + half) * TILE_PARTS + row * STEP);
         }
 }
 
 /* Where in a panel the high parts of a row's first STEP numbers are; those of the next are STEP_PARTS on. */
-static inline bfloat16 *row_of(bfloat16 *panel, size_t row) { return panel + row / TILE * PART + row % TILE * STEP; }
+static inline part *row_of(part *panel, size_t row) { return panel + row / TILE * TILE_PARTS + row % TILE * STEP; }
 
 /* Puts STEP numbers of a row into a panel. */
-AMX static inline void put(__m512 first, __m512 second, bfloat16 *to) {
+TARGET static inline void put(__m512 first, __m512 second, part *to) {
   __m512i high, low;
   split(first, second, &high, &low);
   _mm512_storeu_si512(to, high);
-  _mm512_storeu_si512(to + 2 * PART, low);
+  _mm512_storeu_si512(to + 2 * TILE_PARTS, low);
 }
 
 /* Lays some rows of the inputs (rows, depth), a panel's or fewer, out in a panel; they lie a stride apart. */
-AMX static inline void pack_rows(const float *inputs, size_t rows, size_t depth, size_t stride, bfloat16 *panel) {
+TARGET static inline void pack_rows(const float *inputs, size_t rows, size_t depth, size_t stride, part *panel) {
   for (size_t row = 0; row < rows; row++, inputs += stride) {
-    bfloat16 *to = row_of(panel, row);
+    part *to = row_of(panel, row);
     for (size_t at = 0; at < depth; at += STEP, to += STEP_PARTS)
       put(_mm512_loadu_ps(inputs + at), _mm512_loadu_ps(inputs + at + TILE), to);
   }
 }
 
-AMX static void configure_tiles(void) {
+/* Lays rows, a stride apart, out as the columns of weights: the first so many, the rest of the panel zero. */
+TARGET static inline void pack_transposed(const float *rows, size_t count, size_t depth, size_t stride, part *panel) {
+  uint32_t pairs[2][TILE][TILE] __attribute__((aligned(64)));
+  const __m512i column = _mm512_mullo_epi32(
+      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE));
+  for (size_t at = 0; at < depth; at += STEP, panel += STEP_PARTS)
+    for (size_t half = 0; half < 2; half++) {
+      for (size_t i = 0; i < TILE; i++) {
+        const size_t row = half * TILE + i;
+        __m512i high = _mm512_setzero_si512(), low = high;
+        if (row < count)
+          split(_mm512_loadu_ps(rows + row * stride + at), _mm512_loadu_ps(rows + row * stride + at + TILE), &high,
+                &low);
+        _mm512_store_si512(pairs[0][i], high);
+        _mm512_store_si512(pairs[1][i], low);
+      }
+      for (size_t part = 0; part < 2; part++)
+        for (size_t i = 0; i < TILE; i++)
+          _mm512_storeu_si512(panel + (2 * part + half) * TILE_PARTS + i * STEP,
+                              _mm512_i32gather_epi32(column, &pairs[part][0][i], 4));
+    }
+}
+
+/* Before a thread's products. */
+TARGET static void begin_products(void) {
   struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes[16];
@@ -105,23 +122,12 @@ AMX static void configure_tiles(void) {
   _tile_loadconfig(&config);
 }
 
-/* Memory that is wanted next: in each quarter of a step, so many lines of it are fetched into the second cache. */
-typedef struct {
-  const char *line;
-  size_t count;
-} Ahead;
-
-enum { LINE = 64 /* bytes that the caches hold together */ };
-
-static inline void fetch(Ahead *ahead) {
-  for (size_t i = 0; i < ahead->count; i++, ahead->line += LINE) _mm_prefetch(ahead->line, _MM_HINT_T1);
-}
-
-static const Ahead nothing_ahead = {NULL, 0};
+/* After them. */
+TARGET static inline void end_products(void) { _tile_release(); }
 
 /* Adds the product of a panel of inputs, or of the first half of its rows, by one of weights, over some steps of
  * the depth, to the outputs of their rows and columns, or sets them to it. */
-AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *inputs, const bfloat16 *weights,
+TARGET static inline __attribute__((always_inline)) void multiply(const part *inputs, const part *weights,
                                                                size_t steps, float *outputs, size_t columns,
                                                                int add, const int whole, Ahead ahead) {
   const size_t row = columns * sizeof(float), line = STEP * sizeof(bfloat16);
@@ -144,32 +150,32 @@ AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *i
   }
   for (size_t step = 0; step < steps; step++, inputs += STEP_PARTS, weights += STEP_PARTS) {
     _tile_loadd(4, inputs, line);
-    _tile_loadd(6, weights + 2 * PART, line);
+    _tile_loadd(6, weights + 2 * TILE_PARTS, line);
     _tile_dpbf16ps(0, 4, 6);
     fetch(&ahead);
-    _tile_loadd(7, weights + 3 * PART, line);
+    _tile_loadd(7, weights + 3 * TILE_PARTS, line);
     _tile_dpbf16ps(1, 4, 7);
     if (whole) {
-      _tile_loadd(5, inputs + PART, line);
+      _tile_loadd(5, inputs + TILE_PARTS, line);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
     fetch(&ahead);
     _tile_loadd(6, weights, line);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, weights + PART, line);
+    _tile_loadd(7, weights + TILE_PARTS, line);
     _tile_dpbf16ps(1, 4, 7);
     fetch(&ahead);
     if (whole) {
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_loadd(4, inputs + 2 * PART, line);
+    _tile_loadd(4, inputs + 2 * TILE_PARTS, line);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     fetch(&ahead);
     if (whole) {
-      _tile_loadd(5, inputs + 3 * PART, line);
+      _tile_loadd(5, inputs + 3 * TILE_PARTS, line);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -184,14 +190,22 @@ AMX static inline __attribute__((always_inline)) void multiply(const bfloat16 *i
 }
 
 /* The same of a panel that has so many rows, without its second half where it has none there. */
-AMX static inline __attribute__((always_inline)) void multiply_rows(size_t rows, const bfloat16 *inputs,
-                                                                    const bfloat16 *weights, size_t steps,
-                                                                    float *outputs, size_t columns, int add,
-                                                                    Ahead ahead) {
+TARGET static inline __attribute__((always_inline)) void multiply_rows_onto(size_t rows, const part *inputs,
+                                                                            const part *weights, size_t steps,
+                                                                            float *outputs, size_t columns,
+                                                                            int add, Ahead ahead) {
   if (rows > TILE)
     multiply(inputs, weights, steps, outputs, columns, add, 1, ahead);
   else
     multiply(inputs, weights, steps, outputs, columns, add, 0, ahead);
+}
+
+/* Sets the outputs of the first so many rows of a panel of inputs to their product by a panel of weights. */
+TARGET static inline __attribute__((always_inline)) void multiply_rows(size_t rows, const part *inputs,
+                                                                       const part *weights, size_t steps,
+                                                                       float *outputs, size_t columns,
+                                                                       Ahead ahead) {
+  multiply_rows_onto(rows, inputs, weights, steps, outputs, columns, 0, ahead);
 }
 
 #endif

@@ -1,9 +1,9 @@
-"""The layers of BERT-like encoders in one operator, on processors that have AMX.
+"""The layers of BERT-like encoders in one operator, on processors that have AMX or AVX-512.
 
-The operator is ``bert_layers.c``, in the library of ``bf16x3``, with its arithmetic. It takes the layers as
-BERT, RoBERTa and XLM-R have them (https://arxiv.org/abs/1810.04805, figure 1 of "Attention Is All You Need"),
-with Gelu by erf. What a graph calculates cannot be read off its nodes for certain, so ``agrees`` compares
-the vectors of a few texts with those of the graph as it is.
+The operator is ``bert_layers.h``. It takes the layers as BERT, RoBERTa and XLM-R have them
+(https://arxiv.org/abs/1810.04805, figure 1 of "Attention Is All You Need"), with Gelu by erf. What a graph
+calculates cannot be read off its nodes for certain, so ``agrees`` compares the vectors of a few texts with
+those of the graph as it is.
 """
 
 import json
@@ -16,8 +16,9 @@ import numpy as np
 import onnxruntime
 
 from cognate.graph_file import Change, MappedGraph, Node, node_field
+from cognate.operators import Arithmetic
 
-_OPERATOR = "BertLayers"
+_OPERATORS: dict[Arithmetic, str] = {"amx": "BertLayersAmx", "avx512": "BertLayersAvx512"}
 
 PADDING_COST = 1 / 32
 """What a token of padding costs, counted in tokens: the operators before and after the layers take 2 µs,
@@ -62,14 +63,15 @@ class BertLayers:
     heads: int
     not_needed: list[Node]
 
-    def changes(self, threads: int) -> list[Change]:
+    def changes(self, arithmetic: Arithmetic, threads: int) -> list[Change]:
         """What puts the operator in their place.
 
         Args:
+            arithmetic: Of its products.
             threads: Of a run.
         """
         node = node_field(
-            _OPERATOR,
+            _OPERATORS[arithmetic],
             [self.embeddings, "attention_mask", *self.weights],
             self.last.outputs[:1],
             heads=self.heads,

@@ -39,20 +39,20 @@ typedef struct {
   size_t task_columns;
 } Run;
 
-AMX static void pack_task(void *data, size_t task) {
+TARGET static void pack_task(void *data, size_t task) {
   const Run *run = data;
   const size_t depth = run->weights->depth, first = task * PANEL;
   pack_rows(run->inputs + first * depth, least(PANEL, run->rows - first), depth, depth, run->panels + first * depth * 2);
 }
 
 /* All rows by some of the columns. */
-AMX static void multiply_task(void *data, size_t task) {
+TARGET static void multiply_task(void *data, size_t task) {
   const Run *run = data;
   const size_t depth = run->weights->depth, columns = run->weights->columns;
   const size_t begin = task * run->task_columns, end = least(columns, begin + run->task_columns);
   const size_t cached_rows = (CACHED_INPUTS / depth + PANEL - 1) / PANEL * PANEL;
   float last[PANEL * PANEL] __attribute__((aligned(64)));
-  configure_tiles();
+  begin_products();
   for (size_t block = 0; block < run->rows; block += cached_rows)
     for (size_t column = begin; column < end; column += PANEL)
       for (size_t start = 0; start < depth; start += CACHED_DEPTH) {
@@ -63,17 +63,17 @@ AMX static void multiply_task(void *data, size_t task) {
           float *outputs = run->outputs + row * columns + column;
           const size_t rows = least(PANEL, run->rows - row);
           if (rows == PANEL) {
-            multiply_rows(rows, inputs, weights, steps, outputs, columns, start > 0, nothing_ahead);
+            multiply_rows_onto(rows, inputs, weights, steps, outputs, columns, start > 0, nothing_ahead);
             continue;
           }
           for (size_t i = 0; i < rows && start; i++)
             memcpy(last + i * PANEL, outputs + i * columns, PANEL * sizeof(float));
-          multiply_rows(rows, inputs, weights, steps, last, PANEL, start > 0, nothing_ahead);
+          multiply_rows_onto(rows, inputs, weights, steps, last, PANEL, start > 0, nothing_ahead);
           for (size_t i = 0; i < rows; i++)
             memcpy(outputs + i * columns, last + i * PANEL, PANEL * sizeof(float));
         }
       }
-  _tile_release();
+  end_products();
 }
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -189,7 +189,7 @@ static const Operator operator= {
 };
 
 /* Whether the system lets this process use AMX's tiles, which Linux wants to be asked for. */
-int bf16x3_allowed(void) {
+int amx_allowed(void) {
   enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
@@ -205,7 +205,9 @@ OrtStatus *RegisterCustomOps(OrtOptions *options, const struct OrtApiBase *base)
   api = base->get_api(API_VERSION);
   OrtStatus *failed = cpu_memory ? NULL : create_memory_info(1, 0, &cpu_memory);
   if (failed || (failed = create_domain("", &domain))) return failed;
-  if ((failed = add_operator(domain, &operator)) || (failed = add_operator(domain, &bert_layers))) return failed;
+  const Operator *operators[] = {&operator, &bert_layers_amx, &bert_layers_avx512};
+  for (size_t i = 0; i < sizeof operators / sizeof *operators; i++)
+    if ((failed = add_operator(domain, operators[i]))) return failed;
   return add_domain(options, domain);
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from cognate import bf16x3
+from cognate import operators
 from cognate.bundle import Bundle
 from cognate.devices import Device, check_device
 from cognate.errors import ArtifactError, CognateError
@@ -271,7 +271,7 @@ def _open(
     disabled = SLOWER_ON_CPU if provider.device == "cpu" else None
     if provider.plugin:
         disabled = LEFT_TO_PLUGINS
-        options.add_provider_for_devices(_plugin_devices(provider), openvino_options(bundle, threads))
+        options.add_provider_for_devices(plugin_devices(provider), openvino_options(bundle, threads))
     else:
         names = dict.fromkeys((provider.name, *provider.before, "CPUExecutionProvider"))
         providers = [(name, _options(name, provider, bundle)) for name in names]
@@ -279,7 +279,7 @@ def _open(
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         if changes:
-            options.register_custom_ops_library(str(bf16x3.library()))
+            options.register_custom_ops_library(str(operators.library()))
     try:
         session = onnxruntime.InferenceSession(
             model_in_memory(bundle, constants, mapped, changes, options)
@@ -369,8 +369,15 @@ def _load_cuda() -> None:
         onnxruntime.preload_dlls()
 
 
-def _plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
-    """The processor, as a plugin's device; the plugin is loaded once in a process."""
+def plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
+    """The processor, as a plugin's device; the plugin is loaded once in a process.
+
+    Args:
+        provider: With a plugin, which is installed.
+
+    Raises:
+        CognateError: It cannot be loaded, or does not take this processor.
+    """
     try:
         _load_plugin(provider.plugin or "")
     except Exception as error:  # what the library's loader says, as onnxruntime's exceptions
@@ -381,7 +388,7 @@ def _plugin_devices(provider: Provider) -> list[onnxruntime.OrtEpDevice]:
         if device.ep_name == provider.name and device.device.type == onnxruntime.OrtHardwareDeviceType.CPU
     ]
     if not devices:
-        raise _NotStartedError(provider)
+        raise _NotStartedError(provider, f"{provider.plugin} does not take this processor")
     return devices[:1]
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import onnxruntime
 
-from cognate import bert_layers, bf16x3
+from cognate import bert_layers, bf16x3, operators
 from cognate.bundle import Bundle
 from cognate.devices import Device
 from cognate.errors import ArtifactError
@@ -41,15 +41,17 @@ class Sessions:
         self._bundle = bundle
         self._threads = threads
         self._mapped = map_graph(bundle.graph)
-        self._products = bf16x3.products(self._mapped) if bf16x3.library() else []
-        constants = self._mapped.tables | (self._mapped.weights if self._products else {})
+        self._arithmetic = operators.arithmetic()
+        self._products = bf16x3.products(self._mapped) if self._arithmetic == "amx" else []
+        self._layers = (
+            bert_layers.find_layers(self._mapped, bundle.folder / "config.json") if self._arithmetic else None
+        )
+        read_by_operators = self._mapped.weights if self._products or self._layers else {}
+        constants = self._mapped.tables | read_by_operators
         # By name, for all sessions, which share the memory and do not keep it themselves.
         self._constants = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in constants.items()
         }
-        self._layers = (
-            bert_layers.find_layers(self._mapped, bundle.folder / "config.json") if self._products else None
-        )
         self.provider, self._alone = self._open_checked(device, bulk=bulk)
         self.inputs = {value.name for value in self._alone.get_inputs()}
         one_for_all = bulk or threads == 1 or not self.provider.shares_threads
@@ -121,7 +123,7 @@ class Sessions:
 
     def _changes(self, threads: int) -> list[Change]:
         """What puts operators of ours into the graph: of all layers, and of the products beside them."""
-        layers = self._layers.changes(threads) if self._layers else []
+        layers = self._layers.changes(self._arithmetic, threads) if self._layers and self._arithmetic else []
         left = [
             each for each in self._products if not any(gone.start <= each.start < gone.end for gone in layers)
         ]

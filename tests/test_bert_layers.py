@@ -16,17 +16,23 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 import exporter
-from cognate import bert_layers, bf16x3
+from cognate import bert_layers, operators
 from cognate.encoder import Encoder
 from cognate.graph_file import MappedGraph, map_graph
 from tests import families
 
-has_amx = pytest.mark.skipif(
-    bf16x3.library() is None, reason="no AMX here, or cognate was installed without a C compiler"
-)
+layers = pytest.mark.usefixtures("arithmetic")
+"""By each arithmetic that this processor has."""
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
 LENGTH = 128
+
+
+@pytest.fixture(params=["avx512", "amx"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if operators.arithmetic() not in (request.param, "amx"):
+        pytest.skip(f"no {request.param} here, or cognate was installed without a C compiler")
+    monkeypatch.setattr(operators, "arithmetic", lambda: request.param)
 
 
 def random_model(folder: Path, family: str = "bert", **changes: object) -> Path:
@@ -60,11 +66,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
     """Without operators of ours."""
     with monkeypatch.context() as without:
-        without.setattr(bf16x3, "library", lambda: None)
+        without.setattr(operators, "arithmetic", lambda: None)
         return Encoder(bundle, device="cpu", threads=1)
 
 
-@has_amx
+@layers
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
 def test_a_family_gives_the_vectors_of_sentence_transformers(family: str, tmp_path: Path) -> None:
     transformer = Transformer(str(random_model(tmp_path / "plain", family)), max_seq_length=LENGTH)
@@ -79,7 +85,7 @@ def test_a_family_gives_the_vectors_of_sentence_transformers(family: str, tmp_pa
     assert (theirs @ theirs.T).min() < 0.99
 
 
-@has_amx
+@layers
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, LENGTH), min_size=1, max_size=9), threads=st.integers(1, 3))
 @example(lengths=[1], threads=2)
@@ -99,7 +105,7 @@ def test_batches_of_any_lengths_and_threads_have_the_graphs_vectors(
         np.testing.assert_allclose(ours.forward([ids])[0], together[position], atol=2e-6)
 
 
-@has_amx
+@layers
 def test_a_model_of_few_tokens_is_compared_by_as_many(tmp_path: Path) -> None:
     model = random_model(tmp_path / "model", max_position_embeddings=20)
     bundle = exporter.export(model, tmp_path / "bundle", pooling="mean")
@@ -107,7 +113,7 @@ def test_a_model_of_few_tokens_is_compared_by_as_many(tmp_path: Path) -> None:
     assert Encoder(bundle, device="cpu")._sessions.skips_padding
 
 
-@has_amx
+@layers
 def test_a_mask_with_holes_leaves_out_what_it_says(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (4, 40))
     mask[:, 7] = 1
@@ -126,7 +132,7 @@ def test_a_mask_with_holes_leaves_out_what_it_says(bundle: Path, monkeypatch: py
         np.testing.assert_allclose(of_ours[there], of_theirs[there], atol=5e-4)
 
 
-@has_amx
+@layers
 def test_runs_side_by_side_share_the_weights_and_give_the_same(bundle: Path) -> None:
     encoder = Encoder(bundle, device="cpu", threads=2)
     alone = encoder.encode(["how do i reset the password"])
@@ -134,7 +140,7 @@ def test_runs_side_by_side_share_the_weights_and_give_the_same(bundle: Path) -> 
         np.testing.assert_array_equal(encoder.encode(["how do i reset the password"]), alone)
 
 
-@has_amx
+@layers
 def test_what_the_operator_would_calculate_otherwise_is_left_to_onnxruntime(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +174,7 @@ def test_layers_whose_heads_are_not_known_or_not_of_multiples_of_32_are_none(
     assert not bert_layers.find_layers(graph, tmp_path / "none.json")
 
 
-@has_amx
+@layers
 @pytest.mark.parametrize(
     "changes", [{"hidden_act": "relu"}, {"hidden_act": "gelu_new"}, {"intermediate_size": 72}]
 )
@@ -178,7 +184,7 @@ def test_other_layers_are_left_to_onnxruntime(tmp_path: Path, changes: dict[str,
     assert not encoder._sessions.skips_padding
 
 
-@has_amx
+@layers
 @pytest.mark.parametrize("family", ["distilbert", "mpnet", "modernbert"])
 def test_the_layers_of_other_families_are_left_to_onnxruntime(family: str, tmp_path: Path) -> None:
     model = families.make(family, tmp_path / "model")

@@ -24,12 +24,11 @@ from cognate.providers import (
     openvino_options,
     tensorrt_options,
 )
+from tests.openvino import has_openvino
 
 built = onnxruntime.get_available_providers()
 MISSING = [device for device in PROVIDERS if device not in available_devices()]
 TEXTS = [" ".join(["door", "open"] * length) for length in range(40)]
-
-has_openvino = pytest.mark.skipif("openvino" in MISSING, reason="onnxruntime-ep-openvino has no wheel here")
 
 
 def test_every_device_but_auto_is_in_the_table() -> None:

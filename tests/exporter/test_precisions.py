@@ -17,11 +17,12 @@ from cognate.bundle import Bundle, BundleManifest
 from cognate.encoder import Encoder
 from cognate.errors import ArtifactError, CognateError, ModelError
 from cognate.evaluation import evaluate, read_queries_and_index
-from cognate.providers import BF16_PROCESSOR, available_devices
+from cognate.providers import BF16_PROCESSOR
 from exporter import half_precision
 from exporter.parity import LIMITS, figures_of, losses, measure_parity
 from exporter.processor_target import BF16_FLAGS, choose_target, this_processor
 from tests.conftest import SAMPLE
+from tests.openvino import has_openvino
 
 TEXTS = [
     "how do i reset the password",
@@ -61,7 +62,7 @@ def test_int8_is_near_torch_on_texts_it_was_not_calibrated_with(
         assert cosines.min() >= LIMITS["int8"]["min_cosine"]
 
 
-@pytest.mark.skipif("openvino" not in available_devices(), reason="onnxruntime-ep-openvino has no wheel here")
+@has_openvino
 def test_openvino_takes_static_int8_too(minilm_bundle: Path, minilm_static: Bundle, quora: Path) -> None:
     queries, _ = read_queries_and_index(quora / "queries.jsonl", quora / "queries.jsonl")
     texts = [query.text for query in queries[:200]]
@@ -184,13 +185,13 @@ def test_bf16_is_for_a_gpu_or_a_processor_that_has_it_and_openvino(
 
 
 has_bf16 = pytest.mark.skipif(
-    "openvino" not in available_devices()
-    or not BF16_FLAGS.intersection(Path("/proc/cpuinfo").read_text().split()),
-    reason="no OpenVINO, or no AVX512-BF16 or AMX here",
+    not BF16_FLAGS.intersection(Path("/proc/cpuinfo").read_text().split()),
+    reason="no AVX512-BF16 or AMX here",
 )
 
 
 @has_bf16
+@has_openvino
 def test_bf16_by_openvino_is_near_torch_at_half_the_size(minilm_bundle: Path, tmp_path: Path) -> None:
     bundle = exporter.export("minilm", tmp_path / "bundle", precision="bf16", target="avx512_bf16")
     manifest, whole = bundle.manifest, Bundle.open(minilm_bundle)

@@ -1,4 +1,7 @@
-/* All layers of a BERT-like encoder in one operator for onnxruntime, its products by amx.h.
+/* All layers of a BERT-like encoder in one operator for onnxruntime.
+ *
+ * Its products are those of amx.h or avx512.h, whichever is included before it: bert_layers_amx.c and
+ * bert_layers_avx512.c do that.
  *
  * A graph of single operators leaves the cores waiting: for a short text onnxruntime takes as long from operator to
  * operator as the products take, and writes and reads what could stay in the processor's cache. Here a run goes
@@ -13,14 +16,11 @@
  * cognate/bert_layers.py says which graphs have such layers, and puts the operator into them.
  */
 
-#if defined(__x86_64__) && defined(__linux__)
-
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "amx.h"
 #include "onnxruntime_operator.h"
 
 enum {
@@ -37,7 +37,7 @@ enum {
 /* ---- The model ---- */
 
 typedef struct {
-  bfloat16 *qkv, *out, *wide, *narrow; /* panels of weights */
+  part *qkv, *out, *wide, *narrow; /* panels of weights */
   float *qkv_bias, *out_bias, *wide_bias, *narrow_bias;
   float *first_scale, *first_shift, *second_scale, *second_shift;
 } Layer;
@@ -75,8 +75,8 @@ typedef struct {
   size_t *begin;        /* of each text, the first of its rows, and the end of the last */
   size_t *place;        /* of each row, in embeddings and outputs */
   float *x, *y, *qkv;   /* (rows, hidden), (rows, hidden), (rows, 3 hidden) */
-  bfloat16 *panels;     /* of the inputs of the next product */
-  bfloat16 *wide_panels;
+  part *panels;     /* of the inputs of the next product */
+  part *wide_panels;
   char *scratch;        /* of each thread */
   size_t scratch_size;
   Progress progress[1 + MOST_LAYERS * STEPS_OF_LAYER];
@@ -88,7 +88,7 @@ static size_t rounded_up(size_t number, size_t multiple) { return (number + mult
 static inline __mmask16 first_lanes(size_t count) { return (__mmask16)((1u << least(TILE, count)) - 1); }
 
 /* e^x for x <= 0, to 2e-7 of it. */
-AMX static inline __m512 exponential(__m512 x) {
+TARGET static inline __m512 exponential(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -104,7 +104,7 @@ AMX static inline __m512 exponential(__m512 x) {
 
 /* x (1 + erf(x / sqrt 2)) / 2, with erfc to 1.5e-7 by M. Abramowitz, I. Stegun, "Handbook of Mathematical
  * Functions", 7.1.26. */
-AMX static inline __m512 gelu(__m512 x) {
+TARGET static inline __m512 gelu(__m512 x) {
   const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f)), one = _mm512_set1_ps(1);
   const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
   __m512 p = _mm512_set1_ps(1.061405429f);
@@ -119,7 +119,7 @@ AMX static inline __m512 gelu(__m512 x) {
 }
 
 /* Normalises rows of y, or first of the embeddings, into x and the next product's inputs, or last into the outputs. */
-AMX static void normalise(const Run *run, size_t task, const float *scale, const float *shift, int first, int last) {
+TARGET static void normalise(const Run *run, size_t task, const float *scale, const float *shift, int first, int last) {
   const size_t hidden = run->model->layers->hidden, end = least(run->rows, (task + 1) * NORM_ROWS);
   for (size_t row = task * NORM_ROWS; row < end; row++) {
     const float *y = first ? run->embeddings + run->place[row] * hidden : run->y + row * hidden;
@@ -133,7 +133,7 @@ AMX static void normalise(const Run *run, size_t task, const float *scale, const
     const float variance = _mm512_reduce_add_ps(squares) / (float)hidden;
     const __m512 by = _mm512_div_ps(_mm512_set1_ps(1), _mm512_sqrt_ps(_mm512_set1_ps(variance + run->model->epsilon)));
     float *x = last ? run->outputs + run->place[row] * hidden : run->x + row * hidden;
-    bfloat16 *to = row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL);
+    part *to = row_of(run->panels + row / PANEL * PANEL * hidden * PARTS, row % PANEL);
     for (size_t i = 0; i < hidden; i += STEP, to += STEP_PARTS) {
       __m512 two[2];
       for (size_t half = 0; half < 2; half++) {
@@ -166,9 +166,9 @@ static size_t product_tasks(const Run *run, size_t depth, size_t columns) {
 }
 
 /* A block of rows by one panel of the weights, and what the step does with the sums. */
-AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *run, size_t panel, enum Step step,
-                                                                     const bfloat16 *inputs, size_t depth,
-                                                                     const bfloat16 *weights, size_t columns,
+TARGET static inline __attribute__((always_inline)) void multiply_panel(const Run *run, size_t panel, enum Step step,
+                                                                     const part *inputs, size_t depth,
+                                                                     const part *weights, size_t columns,
                                                                      const float *bias) {
   const size_t hidden = run->model->layers->hidden, panels = columns / PANEL;
   const size_t column = panel % panels * PANEL, begin = panel / panels * block_rows(depth);
@@ -178,14 +178,14 @@ AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *
   /* The queries are divided by the root of a head's size. */
   const __m512 by = _mm512_set1_ps(
       step == QKV && column < hidden ? 1 / __builtin_sqrtf((float)(hidden / run->model->heads)) : 1);
-  weights += column * depth * 2;
+  weights += column * depth * PARTS;
   /* While these rows are multiplied, the next panel of weights comes: a part of it with each panel of rows. */
-  Ahead ahead = {(const char *)(weights + depth * PANEL * 2), 0};
-  const size_t lines = PANEL * depth * 2 * sizeof(bfloat16) / LINE, passes = (end - begin + PANEL - 1) / PANEL;
+  Ahead ahead = {(const char *)(weights + depth * PANEL * PARTS), 0};
+  const size_t lines = PANEL * depth * PARTS * sizeof(part) / LINE, passes = (end - begin + PANEL - 1) / PANEL;
   if (passes > 1) ahead.count = (lines + 4 * passes * (depth / STEP) - 1) / (4 * passes * (depth / STEP));
   for (size_t row = begin; row < end; row += PANEL) {
     const size_t rows = least(PANEL, end - row);
-    multiply_rows(rows, inputs + row * depth * 2, weights, depth / STEP, sums, PANEL, 0, ahead);
+    multiply_rows(rows, inputs + row * depth * PARTS, weights, depth / STEP, sums, PANEL, ahead);
     ahead.line += 4 * ahead.count * (depth / STEP) * LINE;
     for (size_t i = 0; i < rows; i++) {
       __m512 first = _mm512_add_ps(_mm512_load_ps(sums + i * PANEL), first_bias);
@@ -196,7 +196,7 @@ AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *
         _mm512_storeu_ps(to + TILE, _mm512_mul_ps(second, by));
       } else if (step == WIDE) {
         put(gelu(first), gelu(second),
-            row_of(run->wide_panels + row * columns * 2, i) + column / STEP * STEP_PARTS);
+            row_of(run->wide_panels + row * columns * PARTS, i) + column / STEP * STEP_PARTS);
       } else {
         const size_t at = (row + i) * columns + column;
         _mm512_storeu_ps(run->y + at, _mm512_add_ps(first, _mm512_loadu_ps(run->x + at)));
@@ -206,63 +206,40 @@ AMX static inline __attribute__((always_inline)) void multiply_panel(const Run *
   }
 }
 
-AMX static inline __attribute__((always_inline)) void product(const Run *run, size_t task, enum Step step,
-                                                              const bfloat16 *inputs, size_t depth,
-                                                              const bfloat16 *weights, size_t columns,
+TARGET static inline __attribute__((always_inline)) void product(const Run *run, size_t task, enum Step step,
+                                                              const part *inputs, size_t depth,
+                                                              const part *weights, size_t columns,
                                                               const float *bias) {
   const size_t count = panels_of_task(run, columns);
   for (size_t i = 0; i < count; i++)
     multiply_panel(run, task * count + i, step, inputs, depth, weights, columns, bias);
 }
 
-/* Lays rows, a stride apart, out as the columns of weights: the first so many, the rest of the panel zero. */
-AMX static void pack_transposed(const float *rows, size_t count, size_t depth, size_t stride, bfloat16 *panel) {
-  uint32_t pairs[2][TILE][TILE] __attribute__((aligned(64)));
-  const __m512i column = _mm512_mullo_epi32(
-      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE));
-  for (size_t at = 0; at < depth; at += STEP, panel += STEP_PARTS)
-    for (size_t half = 0; half < 2; half++) {
-      for (size_t i = 0; i < TILE; i++) {
-        const size_t row = half * TILE + i;
-        __m512i high = _mm512_setzero_si512(), low = high;
-        if (row < count)
-          split(_mm512_loadu_ps(rows + row * stride + at), _mm512_loadu_ps(rows + row * stride + at + TILE), &high,
-                &low);
-        _mm512_store_si512(pairs[0][i], high);
-        _mm512_store_si512(pairs[1][i], low);
-      }
-      for (size_t part = 0; part < 2; part++)
-        for (size_t i = 0; i < TILE; i++)
-          _mm512_storeu_si512(panel + (2 * part + half) * PART + i * STEP,
-                              _mm512_i32gather_epi32(column, &pairs[part][0][i], 4));
-    }
-}
-
 /* The bytes that a head's attention calculates in. */
 static size_t attention_bytes(size_t tokens, size_t size) {
   const size_t keys = rounded_up(tokens, PANEL);
-  return 2 * keys * size * 2 * sizeof(bfloat16) + PANEL * size * (2 * sizeof(bfloat16) + sizeof(float)) +
-         PANEL * keys * (2 * sizeof(bfloat16) + sizeof(float));
+  return 2 * keys * size * PARTS * sizeof(part) + PANEL * size * (PARTS * sizeof(part) + sizeof(float)) +
+         PANEL * keys * (PARTS * sizeof(part) + sizeof(float));
 }
 
 /* One head of one text: softmax(q k') v, into the inputs of the next product. */
-AMX static void attend(const Run *run, size_t task, char *scratch) {
+TARGET static void attend(const Run *run, size_t task, char *scratch) {
   const size_t heads = run->model->heads, hidden = run->model->layers->hidden, size = hidden / heads;
   const size_t text = task / heads, head = task % heads, stride = 3 * hidden;
   const size_t begin = run->begin[text], tokens = run->begin[text + 1] - begin, keys = rounded_up(tokens, PANEL);
   const float *q = run->qkv + begin * stride + head * size, *k = q + hidden, *v = k + hidden;
-  bfloat16 *key_panels = (bfloat16 *)scratch, *value_panels = key_panels + 2 * keys * size;
-  bfloat16 *query_panel = value_panels + 2 * keys * size, *share_panel = query_panel + 2 * PANEL * size;
-  float *scores = (float *)(share_panel + 2 * PANEL * keys), *sums = scores + PANEL * keys;
+  part *key_panels = (part *)scratch, *value_panels = key_panels + PARTS * keys * size;
+  part *query_panel = value_panels + PARTS * keys * size, *share_panel = query_panel + PARTS * PANEL * size;
+  float *scores = (float *)(share_panel + PARTS * PANEL * keys), *sums = scores + PANEL * keys;
   for (size_t key = 0; key < tokens; key += PANEL)
-    pack_transposed(k + key * stride, least(PANEL, tokens - key), size, stride, key_panels + 2 * key * size);
+    pack_transposed(k + key * stride, least(PANEL, tokens - key), size, stride, key_panels + PARTS * key * size);
   pack(v, keys, size, stride, tokens, value_panels);
   for (size_t first = 0; first < tokens; first += PANEL) {
     const size_t queries = least(PANEL, tokens - first);
     float by[PANEL];
     pack_rows(q + first * stride, queries, size, stride, query_panel);
     for (size_t key = 0; key < keys; key += PANEL)
-      multiply_rows(queries, query_panel, key_panels + 2 * key * size, size / STEP, scores + key, keys, 0, nothing_ahead);
+      multiply_rows(queries, query_panel, key_panels + PARTS * key * size, size / STEP, scores + key, keys, nothing_ahead);
     for (size_t i = 0; i < queries; i++) {
       float *score = scores + i * keys;
       const __m512 lowest = _mm512_set1_ps(-3e38f);
@@ -272,7 +249,7 @@ AMX static void attend(const Run *run, size_t task, char *scratch) {
         most = _mm512_max_ps(most, _mm512_mask_loadu_ps(lowest, there, score + key));
       }
       most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-      bfloat16 *to = row_of(share_panel, i);
+      part *to = row_of(share_panel, i);
       for (size_t key = 0; key < keys; key += STEP, to += STEP_PARTS) {
         __m512 two[2];
         for (size_t half = 0; half < 2; half++) {
@@ -287,10 +264,10 @@ AMX static void attend(const Run *run, size_t task, char *scratch) {
       by[i] = 1 / _mm512_reduce_add_ps(sum);
     }
     for (size_t column = 0; column < size; column += PANEL)
-      multiply_rows(queries, share_panel, value_panels + 2 * keys * column, keys / STEP, sums + column, size, 0, nothing_ahead);
+      multiply_rows(queries, share_panel, value_panels + PARTS * keys * column, keys / STEP, sums + column, size, nothing_ahead);
     for (size_t i = 0; i < queries; i++) {
       const size_t row = begin + first + i;
-      bfloat16 *to = row_of(run->panels + row / PANEL * PANEL * hidden * 2, row % PANEL);
+      part *to = row_of(run->panels + row / PANEL * PANEL * hidden * PARTS, row % PANEL);
       to += head * size / STEP * STEP_PARTS;
       const __m512 all = _mm512_set1_ps(by[i]);
       for (size_t at = 0; at < size; at += STEP, to += STEP_PARTS)
@@ -312,7 +289,7 @@ static size_t count_tasks(const Run *run, enum Step step) {
   }
 }
 
-AMX static void run_task(const Run *run, enum Step step, size_t layer, size_t task, char *scratch) {
+TARGET static void run_task(const Run *run, enum Step step, size_t layer, size_t task, char *scratch) {
   const Layers *all = run->model->layers;
   const Layer *of = &all->layer[layer];
   const size_t hidden = all->hidden, wide = all->wide;
@@ -333,11 +310,11 @@ AMX static void run_task(const Run *run, enum Step step, size_t layer, size_t ta
 
 /* Does what is to do of each step, with the threads that came for it, one or many; who comes late helps with
  * what is left. A thread waits only for tasks that others have begun. */
-AMX static void take_part(void *data, size_t thread) {
+TARGET static void take_part(void *data, size_t thread) {
   Run *run = data;
   char *scratch = run->scratch + thread * run->scratch_size;
   const size_t count = 1 + run->model->layers->count * STEPS_OF_LAYER;
-  configure_tiles();
+  begin_products();
   for (size_t at = 0; at < count; at++) {
     const enum Step step = at ? QKV + (at - 1) % STEPS_OF_LAYER : EMBEDDINGS_NORM;
     Progress *progress = &run->progress[at];
@@ -353,7 +330,7 @@ AMX static void take_part(void *data, size_t thread) {
       else
         _mm_pause();
   }
-  _tile_release();
+  end_products();
 }
 
 /* ---- The operator ---- */
@@ -384,7 +361,7 @@ static const size_t matrix_at[6] = {0, 2, 4, 6, 10, 12}, vector_at[10] = {1, 3, 
 static OrtStatus *read_layers(const OrtInfo *info, Layers *layers) {
   const size_t hidden = layers->hidden, wide = layers->wide;
   const size_t matrices = 4 * hidden * hidden + 2 * hidden * wide, vectors = 9 * hidden + wide;
-  const size_t bytes = matrices * 2 * sizeof(bfloat16) + vectors * sizeof(float);
+  const size_t bytes = matrices * PARTS * sizeof(part) + vectors * sizeof(float);
   char *memory = aligned_alloc(64, rounded_up(layers->count * bytes + 2 * hidden * sizeof(float), 64));
   if (!memory) return create_status(FAIL, "no memory for the weights (bad_alloc)");
   layers->memory = memory;
@@ -396,16 +373,16 @@ static OrtStatus *read_layers(const OrtInfo *info, Layers *layers) {
   for (size_t i = 0; i < layers->count; i++) {
     Layer *layer = &layers->layer[i];
     const size_t first = FIRST_WEIGHTS + i * INPUTS_OF_LAYER;
-    bfloat16 *panels[6];
+    part *panels[6];
     float *vector[10];
     for (size_t j = 0; j < 6; j++) {
       const size_t depth = j == 5 ? wide : hidden, columns = j == 4 ? wide : hidden;
       const float *numbers = NULL;
       OrtStatus *failed = read_constant(info, first + matrix_at[j], depth, columns, &numbers);
       if (failed) return failed;
-      panels[j] = (bfloat16 *)memory;
+      panels[j] = (part *)memory;
       pack(numbers, depth, columns, columns, depth, panels[j]);
-      memory += depth * columns * 2 * sizeof(bfloat16);
+      memory += depth * columns * PARTS * sizeof(part);
     }
     for (size_t j = 0; j < 10; j++) {
       const size_t size = vector_at[j] == 11 ? wide : hidden;
@@ -517,8 +494,8 @@ static size_t lay_out(Run *run, char *memory) {
   run->x = take(memory, &used, rows * hidden * sizeof(float));
   run->y = take(memory, &used, rows * hidden * sizeof(float));
   run->qkv = take(memory, &used, rows * 3 * hidden * sizeof(float));
-  run->panels = take(memory, &used, rows * hidden * 2 * sizeof(bfloat16));
-  run->wide_panels = take(memory, &used, rows * wide * 2 * sizeof(bfloat16));
+  run->panels = take(memory, &used, rows * hidden * PARTS * sizeof(part));
+  run->wide_panels = take(memory, &used, rows * wide * PARTS * sizeof(part));
   run->scratch_size = rounded_up(attention_bytes(run->longest, hidden / run->model->heads), 64);
   run->scratch = take(memory, &used, run->model->threads * run->scratch_size);
   return used;
@@ -584,13 +561,13 @@ static OrtStatus *compute(void *kernel, OrtContext *context) {
   return failed;
 }
 
-static const char *name(const Operator *self) { return (void)self, "BertLayers"; }
+static const char *name(const Operator *self) { return (void)self, BERT_LAYERS_NAME; }
 static size_t three(const Operator *self) { return (void)self, 3; }
 static int input_type(const Operator *self, size_t index) { return (void)self, index == 1 ? INT64 : FLOAT; }
 static int characteristic(const Operator *self, size_t index) { return (void)self, index == 2 ? VARIADIC : 0; }
 static int at_least_one(const Operator *self) { return (void)self, 1; }
 
-const Operator bert_layers = {
+const Operator BERT_LAYERS = {
     .version = API_VERSION,
     .name = name,
     .provider = provider,
@@ -609,4 +586,3 @@ const Operator bert_layers = {
     .end_version = last_version,
 };
 
-#endif
