@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 import json
 import os
 import sys
@@ -28,6 +29,10 @@ CHANNELS = 4
 ENCODE = "/cognate.v1.EmbeddingService/Encode"
 SEARCH = "/cognate.v1.SearchService/Search"
 TOP_K = 10
+LOOK_SECONDS = 0.001
+"""How often an open load looks at its schedule and for answers: to be woken for each takes as long on the
+cores, which it shares with the server, as to send and read it. Times are measured longer by up to as much."""
+
 NO_DEADLINE = 30.0
 """Seconds for a call that is given no deadline, so that a load always ends."""
 
@@ -345,29 +350,31 @@ async def open_load(
     never_sent: list[Call] = []
     ended: list[tuple[int, float, float, asyncio.Future[Any]]] = []
     under_way = 0
-    over = asyncio.Event()
     started = time.perf_counter()
+
+    async def look() -> None:
+        # Not the event loop's waiting, which wakes for every answer.
+        time.sleep(LOOK_SECONDS)
+        await asyncio.sleep(0)
+        # What has come is read by now, and its callers are told.
+        await asyncio.sleep(0)
 
     def end(number: int, sent: float, answer: asyncio.Future[Any]) -> None:
         nonlocal under_way
         ended.append((number, sent, time.perf_counter() - started, answer))
         under_way -= 1
-        if not under_way:
-            over.set()
 
     for number, due in enumerate(dues):
-        # uvloop's clock has milliseconds, and may be early.
-        while (wait := due - (time.perf_counter() - started)) > 0:
-            await asyncio.sleep(wait + 0.0005)
+        while due > time.perf_counter() - started:
+            await look()
         sent = time.perf_counter() - started
         if (left := due + deadline - sent) <= 0:
             never_sent.append(Call(due, sent, sent, "late"))
             continue
         under_way += 1
-        over.clear()
         send(number, left).add_done_callback(functools.partial(end, number, sent))
-    if under_way:
-        await over.wait()
+    while under_way:
+        await look()
     return never_sent + [
         Call(dues[number], sent, done, outcome(number, answer)) for number, sent, done, answer in ended
     ]
@@ -393,6 +400,8 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         dues = schedule(order["rate"], order["seconds"], order["seed"]) if "rate" in order else []
         # Made beforehand: the load is to take little of the cores that it shares.
         requests = [target.request(number) for number in range(len(dues))]
+        # Nor is what it keeps to be looked through for what may go.
+        gc.disable()
         server, own = core_seconds(order["process"]), time.process_time()
         if "rate" in order:
             calls = await open_load(
@@ -410,6 +419,7 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
             "used": target.used,
         }
     finally:
+        gc.enable()
         target.close()
 
 
