@@ -185,7 +185,7 @@ class TextTokenizer:
 
     def _lost(self, encoding: tokenizers.Encoding) -> int:
         # Most texts are not cut, and to ask for the rest copies it.
-        if len(encoding.ids) < self.max_length:
+        if len(encoding) < self.max_length:
             return 0
         return sum(len(rest.ids) - self._special for rest in encoding.overflowing)
 

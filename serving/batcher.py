@@ -116,10 +116,20 @@ class Encoded:
 class _Answer:
     """What a call waits for, as its batches come back."""
 
-    vectors: NDArray[np.float32]
     missing: int
     done: asyncio.Future[None]
-    encode_seconds: float = field(default=0.0)
+    parts: list[tuple[list[int], NDArray[np.float32]]] = field(default_factory=list)
+    encode_seconds: float = 0.0
+
+    def vectors(self) -> NDArray[np.float32]:
+        """The parts of a call that has all of them, in the order of its texts."""
+        (positions, rows), *others = self.parts
+        if not others and len(rows) == 1:
+            return rows
+        whole = np.empty((sum(len(each) for each, _ in self.parts), rows.shape[1]), np.float32)
+        for positions, rows in self.parts:
+            whole[positions] = rows
+        return whole
 
 
 class Batcher:
@@ -235,11 +245,7 @@ class Batcher:
                     if text.truncated:
                         raise TooLongError(position)
             queued = time.monotonic()
-            answer = self._answers[call] = _Answer(
-                vectors=np.empty((len(texts), self._encoder.dimension), np.float32),
-                missing=len(texts),
-                done=self._loop.create_future(),
-            )
+            answer = self._answers[call] = _Answer(len(texts), self._loop.create_future())
             self._queue.put(call, [text.ids for text in tokenized])
             self._start()
             await answer.done
@@ -247,7 +253,7 @@ class Batcher:
             self._queue.discard(call)
             self._answers.pop(call, None)
         return Encoded(
-            vectors=answer.vectors,
+            vectors=answer.vectors(),
             usages=[Usage(len(text.ids), text.truncated) for text in tokenized],
             tokenize_seconds=queued - started,
             queue_seconds=max(0.0, time.monotonic() - queued - answer.encode_seconds),
@@ -366,7 +372,7 @@ class Batcher:
             start += len(positions)
             # None where the call has ended.
             if answer := self._answers.get(call):
-                answer.vectors[positions] = rows
+                answer.parts.append((positions, rows))
                 answer.encode_seconds += seconds
                 answer.missing -= len(positions)
                 if not answer.missing and not answer.done.done():

@@ -127,12 +127,15 @@ def timings(encoded: Encoded | None, search_seconds: float = 0.0) -> embedding_p
         encoded: None where the call had no texts.
         search_seconds: In the index.
     """
-    message = embedding_pb2.Timings(search_us=_microseconds(search_seconds))
-    if encoded is not None:
-        message.tokenize_us = _microseconds(encoded.tokenize_seconds)
-        message.queue_us = _microseconds(encoded.queue_seconds)
-        message.encode_us = _microseconds(encoded.encode_seconds)
-    return message
+    search_us = _microseconds(search_seconds)
+    if encoded is None:
+        return embedding_pb2.Timings(search_us=search_us)
+    return embedding_pb2.Timings(
+        tokenize_us=_microseconds(encoded.tokenize_seconds),
+        queue_us=_microseconds(encoded.queue_seconds),
+        encode_us=_microseconds(encoded.encode_seconds),
+        search_us=search_us,
+    )
 
 
 def _microseconds(seconds: float) -> int:

@@ -156,6 +156,15 @@ class Call(Stream):
             self._waiter = self.connection.loop.create_future()
             await self._waiter
 
+    def has_come(self) -> bool:
+        """Whether the next request need not be waited for, nor that there is no more."""
+        if self.ended:
+            return True
+        if len(self.received) < MESSAGE_PREFIX.size:
+            return False
+        _, size = MESSAGE_PREFIX.unpack_from(self.received)
+        return len(self.received) >= MESSAGE_PREFIX.size + int(size)
+
     async def write(self, message: bytes) -> None:
         """Send an answer. Returns once the client has taken most of it."""
         self._send(message)

@@ -19,6 +19,9 @@ class Arriving:
         self.message: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.is_read = asyncio.Event()
 
+    def has_come(self) -> bool:
+        return self.message.done()
+
     async def read(self) -> Any:
         self.is_read.set()
         return await self.message
@@ -49,6 +52,20 @@ def test_so_many_are_read_at_a_time_and_others_in_their_order() -> None:
         for call in calls[2:]:
             call.message.set_result(b"c")
         assert await asyncio.gather(*tasks[2:]) == [b"c", b"c"]
+
+    run(check())
+
+
+def test_a_request_that_is_there_need_not_wait_for_those_on_their_way() -> None:
+    async def check() -> None:
+        reader = Reading(1)
+        (slow,), (waiting,) = await begin(reader, 1)
+        quick = Arriving()
+        quick.message.set_result(b"a")
+        assert await reader.read(quick) == b"a"
+        assert not waiting.done()
+        slow.message.set_result(b"b")
+        assert await waiting == b"b"
 
     run(check())
 
