@@ -84,13 +84,13 @@ _CUDA = {"use_tf32": "0"}
 PROVIDERS: dict[Device, Provider] = {
     provider.device: provider
     for provider in (
-        # What waits is divided among the cores, and less is padding. Where there is always more of like
-        # length, larger batches gain some hundredths (benchmarks/README.md).
+        # What waits is divided among the cores. Where there is always more of like length, larger batches
+        # gain some hundredths where padding costs as much as tokens do (benchmarks/README.md).
         Provider(
             "cpu",
             "CPUExecutionProvider",
             "cognate[serve]",
-            max_batch_tokens=192,
+            max_batch_tokens=256,
             bulk_batch_tokens=512,
             own_cores=True,
             shares_threads=True,
