@@ -239,7 +239,9 @@ class TextQueue:
         """The texts to look at, in the order of their turns, as many of each tenant; and expired calls."""
         candidates: list[tuple[Call, int]] = []
         expired: list[Call] = []
-        window = WINDOW_BATCHES * self.max_batch_texts
+        # In the order of their turns, more than a batch's texts could not go together.
+        batches = WINDOW_BATCHES if self._padding_cost == 1 else 1
+        window = batches * self.max_batch_texts
         share = max(1, window // max(1, len(lane.turns)))
         for calls in lane.turns.values():
             room = min(share, window - len(candidates))
