@@ -167,9 +167,9 @@ static size_t product_tasks(const Run *run, size_t depth, size_t columns) {
 
 /* A block of rows by one panel of the weights, and what the step does with the sums. */
 TARGET static inline __attribute__((always_inline)) void multiply_panel(const Run *run, size_t panel, enum Step step,
-                                                                     const part *inputs, size_t depth,
-                                                                     const part *weights, size_t columns,
-                                                                     const float *bias) {
+                                                                        const part *inputs, size_t depth,
+                                                                        const part *weights, size_t columns,
+                                                                        const float *bias) {
   const size_t hidden = run->model->layers->hidden, panels = columns / PANEL;
   const size_t column = panel % panels * PANEL, begin = panel / panels * block_rows(depth);
   const size_t end = least(run->rows, begin + block_rows(depth));
@@ -207,9 +207,9 @@ TARGET static inline __attribute__((always_inline)) void multiply_panel(const Ru
 }
 
 TARGET static inline __attribute__((always_inline)) void product(const Run *run, size_t task, enum Step step,
-                                                              const part *inputs, size_t depth,
-                                                              const part *weights, size_t columns,
-                                                              const float *bias) {
+                                                                 const part *inputs, size_t depth,
+                                                                 const part *weights, size_t columns,
+                                                                 const float *bias) {
   const size_t count = panels_of_task(run, columns);
   for (size_t i = 0; i < count; i++)
     multiply_panel(run, task * count + i, step, inputs, depth, weights, columns, bias);
@@ -585,4 +585,3 @@ const Operator BERT_LAYERS = {
     .start_version = first_version,
     .end_version = last_version,
 };
-
