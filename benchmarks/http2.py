@@ -9,7 +9,9 @@ import asyncio
 import functools
 import math
 import struct
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, cast
 from urllib.parse import unquote
 
@@ -37,6 +39,8 @@ LARGEST = 2**31 - 1
 """Of windows and streams."""
 DEFAULT_WINDOW = 2**16 - 1
 DEFAULT_FRAME = 2**14
+TIMER_SECONDS = 0.001
+"""What uvloop's timers and clock count in."""
 WINDOW = 2**24
 """Bytes of answers that may be under way on a connection; given anew when half of them have come."""
 
@@ -49,11 +53,13 @@ class Answer(NamedTuple):
             connection, or it ended) and INTERNAL (what came is no answer).
         details: What the server, or the client, says of it.
         message: Serialized; empty where the status is not OK.
+        at: When it was there, by ``time.perf_counter``; of the client's own, 0.
     """
 
     status: str
     details: str = ""
     message: bytes = b""
+    at: float = 0.0
 
 
 class ProtocolError(Exception):
@@ -103,29 +109,28 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 class Stream:
     """A call that has a stream, or waits for one (its id is 0)."""
 
-    __slots__ = ("answer", "body", "deadline", "fields", "id", "path", "timer", "unsent", "window")
+    __slots__ = ("answer", "body", "deadline", "fields", "id", "path", "unsent", "window")
 
     def __init__(self, path: str, message: bytes, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         self.path = path
         self.unsent = memoryview(PREFIX.pack(0, len(message)) + message)
         self.deadline = deadline
         self.answer: asyncio.Future[Answer] = loop.create_future()
-        self.timer: asyncio.TimerHandle
         self.id = self.window = 0
         self.fields: dict[str, str] = {}
         self.body = bytearray()
 
-    def judged(self) -> Answer:
+    def judged(self, at: float) -> Answer:
         """What has come, once all has."""
         code = self.fields.get("grpc-status", "missing")
         status = STATUSES.get(code)
         if not status:
-            return Answer("UNKNOWN", f"HTTP status {self.fields.get(':status')}, grpc-status {code}")
+            return Answer("UNKNOWN", f"HTTP status {self.fields.get(':status')}, grpc-status {code}", at=at)
         if status != "OK":
-            return Answer(status, unquote(self.fields.get("grpc-message", "")))
+            return Answer(status, unquote(self.fields.get("grpc-message", "")), at=at)
         if len(self.body) < PREFIX.size or PREFIX.unpack_from(self.body) != (0, len(self.body) - PREFIX.size):
-            return Answer("INTERNAL", "the answer is not one message without compression")
-        return Answer(status, "", bytes(self.body[PREFIX.size :]))
+            return Answer("INTERNAL", "the answer is not one message without compression", at=at)
+        return Answer(status, "", bytes(self.body[PREFIX.size :]), at)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -134,6 +139,8 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         ready: Done when the server's settings are there; ConnectionResetError where it hung up before.
         gone: Whether it takes no more calls, since it ended or the server will end it.
+        held: Whether what comes is kept, with its time, until ``read_held`` is called or a deadline passes:
+            to understand much at once takes less than each by itself.
     """
 
     def __init__(self, authority: str) -> None:
@@ -141,11 +148,15 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.gone = False
+        self.held = False
         self._transport: asyncio.Transport
         self._buffer = bytearray(2**16)
+        self._came: list[tuple[float, bytes]] = []
         self._rest = b""
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
+        # For the first deadline of all calls.
+        self._timer: asyncio.TimerHandle | None = None
         self._next_id = 1
         self._consumed = 0
         self._window = self._initial_window = DEFAULT_WINDOW
@@ -161,14 +172,55 @@ class Connection(asyncio.BufferedProtocol):
             deadline: When the call is given up and its stream reset, by the event loop's clock.
         """
         stream = Stream(path, message, deadline, self._loop)
-        late = Answer("DEADLINE_EXCEEDED", "the client gave up")
-        stream.timer = self._loop.call_at(deadline, self._end, stream, late, True)
         if self.gone:
             self._end(stream, Answer("UNAVAILABLE", "the connection is gone"))
         else:
             self._waiting.append(stream)
             self._open_streams()
+            if not self._timer or deadline < self._timer.when():
+                self._set_timer(deadline)
         return stream.answer
+
+    def prepare(self, path: str, message: bytes, timeout: float) -> Callable[[], asyncio.Future[Answer]]:
+        """Prepare a call, so that to begin it takes little.
+
+        Args:
+            path: "/package.Service/Method".
+            message: Serialized.
+            timeout: Seconds from its beginning until it is given up.
+
+        Returns:
+            Begins it. Calls of a connection are to begin in the order in which they were prepared, and no
+            others between them.
+
+        Raises:
+            ValueError: It is more than one frame, or than the server takes of a call at first.
+        """
+        stream = Stream(path, message, 0, self._loop)
+        size, most = len(stream.unsent), min(self._max_frame, self._initial_window)
+        if size > most:
+            raise ValueError(f"a call of {size} bytes is not prepared; the server takes {most} at a time")
+        stream.id, stream.window = self._next_id, self._initial_window - size
+        self._next_id += 2
+        block = request_block(path, self._authority, max(1, math.ceil(1e3 * timeout)))
+        data, stream.unsent = stream.unsent, memoryview(b"")
+        frames = frame(HEADERS, END_HEADERS, stream.id, block) + frame(DATA, END_STREAM, stream.id, data)
+
+        def begin() -> asyncio.Future[Answer]:
+            stream.deadline = self._loop.time() + timeout
+            if self.gone:
+                self._end(stream, Answer("UNAVAILABLE", "the connection is gone"))
+            elif self._window < size or len(self._streams) >= self._max_streams:
+                self._end(stream, Answer("UNAVAILABLE", "the server lets no more calls be sent"))
+            else:
+                self._window -= size
+                self._streams[stream.id] = stream
+                self._transport.write(frames)
+                if not self._timer or stream.deadline < self._timer.when():
+                    self._set_timer(stream.deadline)
+            return stream.answer
+
+        return begin
 
     def close(self) -> None:
         """End the connection, and the calls under way with it."""
@@ -187,6 +239,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail all calls."""
+        self.read_held()
         if not self.ready.done():
             self.ready.set_exception(ConnectionResetError("the server hung up"))
         self._leave(Answer("UNAVAILABLE", f"the connection ended: {exc or 'the server closed it'}"))
@@ -196,8 +249,19 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Keep what came."""
+        self._came.append((time.perf_counter(), bytes(memoryview(self._buffer)[:nbytes])))
+        if not self.held:
+            self.read_held()
+
+    def read_held(self) -> None:
+        """Understand what came."""
+        came, self._came = self._came, []
+        for at, data in came:
+            self._take_frames(self._rest + data, at)
+
+    def _take_frames(self, data: bytes, came: float) -> None:
         """Take the frames that are complete."""
-        data = self._rest + self._buffer[:nbytes]
         at = 0
         try:
             while len(data) - at >= FRAME.size:
@@ -207,13 +271,13 @@ class Connection(asyncio.BufferedProtocol):
                     raise ProtocolError("a frame that is too large")
                 if at_next > len(data):
                     break
-                self._take(length_and_kind & 0xFF, flags, stream_id & LARGEST, data[start:at_next])
+                self._take(length_and_kind & 0xFF, flags, stream_id & LARGEST, data[start:at_next], came)
                 at = at_next
         except (ProtocolError, hpack.HPACKError, struct.error) as error:
             self._leave(Answer("INTERNAL", f"not understood as HTTP/2: {error!r}"))
         self._rest = data[at:]
 
-    def _take(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+    def _take(self, kind: int, flags: int, stream_id: int, payload: bytes, came: float) -> None:
         # Frames may still come of a stream that ended here: they matter to no other, beside what they count.
         stream = self._streams.get(stream_id)
         if kind == DATA:
@@ -244,7 +308,7 @@ class Connection(asyncio.BufferedProtocol):
             # As grpc does: the server, too, knows the deadline, and may be first.
             late = code == CANCEL and self._loop.time() >= stream.deadline
             status = "DEADLINE_EXCEEDED" if late else RESET_STATUSES.get(code, "INTERNAL")
-            self._end(stream, Answer(status, f"the server reset the stream, error {code}"))
+            self._end(stream, Answer(status, f"the server reset the stream, error {code}", at=came))
         elif kind == GOAWAY:
             last, code = struct.unpack_from(">II", payload)
             text = f"the server sent GOAWAY, error {code} {payload[8:].decode(errors='replace')}"
@@ -253,7 +317,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(f"a frame of type {kind}")
         if stream and kind in (DATA, HEADERS) and flags & END_STREAM:
             # A server may answer before it has all of a message; it gets no more then.
-            self._end(stream, stream.judged(), cancel=bool(stream.unsent))
+            self._end(stream, stream.judged(came), cancel=bool(stream.unsent))
 
     def _take_settings(self, payload: bytes) -> None:
         for name, value in SETTING.iter_unpack(payload):
@@ -298,10 +362,29 @@ class Connection(asyncio.BufferedProtocol):
             if stream.unsent:
                 self._transport.write(self._data(stream))
 
+    def _set_timer(self, deadline: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._give_up)
+
+    def _give_up(self) -> None:
+        """Give up the calls whose deadline has passed."""
+        self.read_held()
+        self._timer = None
+        # A timer may be early by a moment.
+        now = self._loop.time() + TIMER_SECONDS
+        for stream in [*self._waiting, *self._streams.values()]:
+            if stream.deadline <= now:
+                self._end(stream, Answer("DEADLINE_EXCEEDED", "the client gave up"), cancel=True)
+        left = [*self._waiting, *self._streams.values()]
+        if left:
+            self._set_timer(min(stream.deadline for stream in left))
+
     def _end(self, stream: Stream, answer: Answer, cancel: bool = False) -> None:
-        stream.timer.cancel()
         if self._streams.pop(stream.id, None) and cancel:
             self._transport.write(frame(RST_STREAM, 0, stream.id, INTEGER.pack(CANCEL)))
+        elif not stream.id and stream in self._waiting:
+            self._waiting.remove(stream)
         # Whoever waited for it may have been cancelled.
         if not stream.answer.done():
             stream.answer.set_result(answer)
@@ -358,22 +441,31 @@ class Channel:
             timeout: Seconds until it is given up.
         """
         deadline = self._loop.time() + timeout
-        if not self._connection or self._connection.gone:
-            try:
-                async with asyncio.timeout_at(deadline), self._connecting:
-                    if not self._connection or self._connection.gone:
-                        self._connection = await connect(self._address)
-            except TimeoutError:
-                return Answer("DEADLINE_EXCEEDED", "no connection yet")
-            except OSError as error:
-                return Answer("UNAVAILABLE", f"no connection: {error}")
-        return await self._connection.call(path, message, deadline)
-
-    def send(self, path: str, message: bytes, timeout: float) -> asyncio.Future[Answer]:
-        """As ``call``, begun at once; no task is needed where there is a connection."""
         if self._connection and not self._connection.gone:
-            return self._connection.call(path, message, self._loop.time() + timeout)
-        return asyncio.ensure_future(self.call(path, message, timeout))
+            return await self._connection.call(path, message, deadline)
+        try:
+            connection = await self.connection(timeout)
+        except TimeoutError:
+            return Answer("DEADLINE_EXCEEDED", "no connection yet")
+        except OSError as error:
+            return Answer("UNAVAILABLE", f"no connection: {error}")
+        return await connection.call(path, message, deadline)
+
+    async def connection(self, timeout: float) -> Connection:
+        """The connection, made if there is none.
+
+        Args:
+            timeout: Seconds until it is given up.
+
+        Raises:
+            TimeoutError: It was.
+            OSError: Nothing listens there, or it hung up.
+        """
+        if not self._connection or self._connection.gone:
+            async with asyncio.timeout(timeout), self._connecting:
+                if not self._connection or self._connection.gone:
+                    self._connection = await connect(self._address)
+        return self._connection
 
     def close(self) -> None:
         """End the connection."""

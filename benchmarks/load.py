@@ -11,6 +11,7 @@ import base64
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ TOP_K = 10
 LOOK_SECONDS = 0.001
 """How often an open load looks at its schedule and for answers: to be woken for each takes as long on the
 cores, which it shares with the server, as to send and read it. Times are measured longer by up to as much."""
+LOOKS_HELD = 32
+"""Looks whose answers are kept, with the time of each, and understood together."""
 
 NO_DEADLINE = 30.0
 """Seconds for a call that is given no deadline, so that a load always ends."""
@@ -153,6 +156,10 @@ class Request(NamedTuple):
     wanted: int
 
 
+Begin = Callable[[], asyncio.Future[Any]]
+"""Begins a call that is prepared, and gives what will be its answer."""
+
+
 class Target:
     """A server to call.
 
@@ -176,22 +183,38 @@ class Target:
     async def call(self, number: int, timeout: float) -> str:
         """Make a call, and tell its outcome."""
         request = self.request(number)
-        answer = self.send(number, request, timeout)
-        # What it raises is judged.
-        with contextlib.suppress(TimeoutError, OSError):
-            await answer
-        return self.outcome(request, answer)
+        return self.outcome(request, await self.answer(number, request, timeout))[0]
 
     def request(self, number: int) -> Request:
         """What a call sends."""
         raise NotImplementedError
 
-    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:
-        """Begin a call, and give what will be its answer."""
+    async def answer(self, number: int, request: Request, timeout: float) -> Any:
+        """Send a call, and give its answer."""
         raise NotImplementedError
 
-    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:
-        """Judge a call that has ended."""
+    async def prepare(self, requests: Sequence[Request], timeout: float) -> Sequence[Begin]:
+        """Prepare calls, so that to send them takes little; their answers may be kept until ``read_held``.
+
+        Args:
+            requests: Of the calls, in their order.
+            timeout: Seconds after which each is given up.
+        """
+        raise NotImplementedError
+
+    def read_held(self) -> None:
+        """Read the answers that were kept."""
+
+    def outcome(self, request: Request, answer: Any) -> tuple[str, float]:
+        """Judge a call that has ended.
+
+        Args:
+            request: What it sent.
+            answer: What came.
+
+        Returns:
+            The outcome, and when its answer was there, by ``time.perf_counter``; 0 where the client gave up.
+        """
         raise NotImplementedError
 
     async def encode(self, texts: list[str]) -> Any:
@@ -208,13 +231,14 @@ class GrpcTarget(Target):
 
     def __init__(self, order: dict[str, Any], texts: Sequence[str]) -> None:
         super().__init__(order, texts)
-        from http2 import Channel
+        from http2 import Channel, Connection
 
         from cognate.v1 import embedding_pb2, search_pb2
 
         self._embedding, self._search = embedding_pb2, search_pb2
         count = min(CHANNELS, order.get("concurrency", CHANNELS))
         self._channels = [Channel(self._address) for _ in range(count)]
+        self._connections: list[Connection] = []
 
     def request(self, number: int) -> Request:  # noqa: D102
         kind = MIXED[number % len(MIXED)] if self._kind == "mixed" else self._kind
@@ -229,11 +253,28 @@ class GrpcTarget(Target):
             return Request(ENCODE, self._encode_request(texts), len(texts))
         return Request(SEARCH, self._search_request(texts), len(texts))
 
-    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:  # noqa: D102
-        return self._channels[number % len(self._channels)].send(request.path, request.body, timeout)
+    async def answer(self, number: int, request: Request, timeout: float) -> Any:  # noqa: D102
+        channel = self._channels[number % len(self._channels)]
+        return await channel.call(request.path, request.body, timeout)
 
-    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:  # noqa: D102
-        status, details, message = answer.result()
+    async def prepare(self, requests: Sequence[Request], timeout: float) -> Sequence[Begin]:  # noqa: D102
+        self._connections = [await channel.connection(timeout) for channel in self._channels]
+        for connection in self._connections:
+            connection.held = True
+        return [
+            connection.prepare(request.path, request.body, timeout)
+            for connection, request in zip(itertools.cycle(self._connections), requests, strict=False)
+        ]
+
+    def read_held(self) -> None:  # noqa: D102
+        for connection in self._connections:
+            connection.read_held()
+
+    def outcome(self, request: Request, answer: Any) -> tuple[str, float]:  # noqa: D102
+        return self._outcome(request, answer), answer.at
+
+    def _outcome(self, request: Request, answer: Any) -> str:
+        status, details, message, _ = answer
         if status != "OK":
             outcomes = {"RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "late"}
             return outcomes.get(status, f"{status}: {details}")
@@ -280,16 +321,30 @@ class HttpTarget(Target):
         texts = self.take(int(self._kind.split()[1]))
         return Request("/embeddings", self._request(texts), len(texts))
 
-    def send(self, number: int, request: Request, timeout: float) -> asyncio.Future[Any]:  # noqa: D102
-        return asyncio.ensure_future(self._pool.post(request.path, request.body, timeout))
+    async def answer(self, number: int, request: Request, timeout: float) -> Any:  # noqa: D102
+        answer: Any
+        try:
+            answer = await self._pool.post(request.path, request.body, timeout)
+        except OSError as error:
+            answer = error
+        return answer, time.perf_counter()
 
-    def outcome(self, request: Request, answer: asyncio.Future[Any]) -> str:  # noqa: D102
-        error = answer.exception()
-        if isinstance(error, TimeoutError):
+    async def prepare(self, requests: Sequence[Request], timeout: float) -> Sequence[Begin]:  # noqa: D102
+        def begin(number: int, request: Request) -> asyncio.Future[Any]:
+            return asyncio.ensure_future(self.answer(number, request, timeout))
+
+        return [functools.partial(begin, *each) for each in enumerate(requests)]
+
+    def outcome(self, request: Request, answer: Any) -> tuple[str, float]:  # noqa: D102
+        response, at = answer
+        return self._outcome(request, response), at
+
+    def _outcome(self, request: Request, response: Any) -> str:
+        if isinstance(response, TimeoutError):
             return "late"
-        if isinstance(error, OSError):
-            return f"{type(error).__name__}: {error}"
-        status, body = answer.result()
+        if isinstance(response, OSError):
+            return f"{type(response).__name__}: {response}"
+        status, body = response
         if status != 200:
             return "refused" if status == 429 else f"{status}: {body.decode(errors='replace')}"
         found = len(json.loads(body)["data"])
@@ -332,52 +387,52 @@ async def closed_load(call: Make, concurrency: int, seconds: float, calls: int |
     return made
 
 
-Send = Callable[[int, float], asyncio.Future[Any]]
-"""Begins a call of this number, to be answered within so many seconds."""
-
-
 async def open_load(
-    send: Send, outcome: Callable[[int, asyncio.Future[Any]], str], dues: Sequence[float], deadline: float
+    calls: Sequence[Begin],
+    outcome: Callable[[int, Any], tuple[str, float]],
+    dues: Sequence[float],
+    deadline: float,
+    read_held: Callable[[], None] = lambda: None,
 ) -> list[Call]:
     """Make each call when it is due, whatever became of those before it.
 
     Args:
-        send: Begins a call.
-        outcome: Judges it, after the load, so that it takes no time from it.
+        calls: Prepared, one for each due.
+        outcome: Judges its answer, and tells when that was there; after the load, so that it takes no time
+            from it.
         dues: When each is due, in seconds.
         deadline: Seconds after which an answer is of no use.
+        read_held: Reads the answers that are kept until then.
     """
-    never_sent: list[Call] = []
-    ended: list[tuple[int, float, float, asyncio.Future[Any]]] = []
-    under_way = 0
+    ended: list[Call] = []
+    made: list[tuple[int, float, asyncio.Future[Any]]] = []
+    looks = 0
     started = time.perf_counter()
 
     async def look() -> None:
+        nonlocal looks
         # Not the event loop's waiting, which wakes for every answer.
         time.sleep(LOOK_SECONDS)
+        # What has come is read meanwhile.
         await asyncio.sleep(0)
-        # What has come is read by now, and its callers are told.
-        await asyncio.sleep(0)
+        looks += 1
+        if looks % LOOKS_HELD == 0:
+            read_held()
 
-    def end(number: int, sent: float, answer: asyncio.Future[Any]) -> None:
-        nonlocal under_way
-        ended.append((number, sent, time.perf_counter() - started, answer))
-        under_way -= 1
-
-    for number, due in enumerate(dues):
+    for number, (due, begin) in enumerate(zip(dues, calls, strict=True)):
         while due > time.perf_counter() - started:
             await look()
         sent = time.perf_counter() - started
-        if (left := due + deadline - sent) <= 0:
-            never_sent.append(Call(due, sent, sent, "late"))
-            continue
-        under_way += 1
-        send(number, left).add_done_callback(functools.partial(end, number, sent))
-    while under_way:
-        await look()
-    return never_sent + [
-        Call(dues[number], sent, done, outcome(number, answer)) for number, sent, done, answer in ended
-    ]
+        if due + deadline <= sent:
+            ended.append(Call(due, sent, sent, "late"))
+        else:
+            made.append((number, sent, begin()))
+    for number, sent, answer in made:
+        while not answer.done():
+            await look()
+        judged, at = outcome(number, answer.result())
+        ended.append(Call(dues[number], sent, at - started if at else sent + deadline, judged))
+    return ended
 
 
 async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -400,15 +455,17 @@ async def obey(order: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         dues = schedule(order["rate"], order["seconds"], order["seed"]) if "rate" in order else []
         # Made beforehand: the load is to take little of the cores that it shares.
         requests = [target.request(number) for number in range(len(dues))]
+        prepared = await target.prepare(requests, order["deadline"]) if requests else []
         # Nor is what it keeps to be looked through for what may go.
         gc.disable()
         server, own = core_seconds(order["process"]), time.process_time()
         if "rate" in order:
             calls = await open_load(
-                lambda number, left: target.send(number, requests[number], left),
+                prepared,
                 lambda number, answer: target.outcome(requests[number], answer),
                 dues,
                 order["deadline"],
+                target.read_held,
             )
         else:
             calls = await closed_load(target.call, concurrency, order["seconds"], order.get("calls"))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_a_request_and_its_answer_of_any_size_come_whole(size: int) -> None:
         message = bytes(number % 251 for number in range(size))
         async with serving(echo) as (_, address):
             channel = Channel(address)
-            assert await channel.call(CALL, message, SECONDS) == ("OK", "", message)
+            answer = await channel.call(CALL, message, SECONDS)
+            assert answer[:3] == ("OK", "", message)
             channel.close()
 
     run(test())
@@ -132,7 +134,7 @@ def test_a_refusal_has_its_status_and_details_whether_or_not_headers_came_before
         async with serving(refuse) as (_, address):
             channel = Channel(address)
             answer = await channel.call(CALL, b"", SECONDS)
-            assert answer == ("RESOURCE_EXHAUSTED", "no room, 100 % of it; später", b"")
+            assert answer[:3] == ("RESOURCE_EXHAUSTED", "no room, 100 % of it; später", b"")
             channel.close()
 
     run(test())
@@ -215,6 +217,92 @@ def test_a_connection_has_as_many_calls_under_way_as_its_server_allows(streams: 
             channel.close()
         assert most == min(streams, calls)
         assert len(peers) == 1
+
+    run(test())
+
+
+def test_prepared_calls_are_answered_though_some_are_never_begun() -> None:
+    async def test() -> None:
+        async with serving(echo) as (_, address):
+            connection = await Channel(address).connection(SECONDS)
+            calls = [connection.prepare(CALL, str(number).encode(), SECONDS) for number in range(6)]
+            answers = await asyncio.gather(*(begin() for begin in calls[::2]))
+            assert [answer.message for answer in answers] == [b"0", b"2", b"4"]
+            # One that was not prepared comes after them.
+            answer = await connection.call(CALL, b"last", asyncio.get_running_loop().time() + SECONDS)
+            assert answer.message == b"last"
+            connection.close()
+            assert (await calls[5]()).status == "UNAVAILABLE"
+
+    run(test())
+
+
+def test_prepared_calls_keep_to_the_servers_windows_and_frames() -> None:
+    async def test() -> None:
+        async with scripted() as (address, frames):
+            connection = await connect(address)
+            with pytest.raises(ValueError, match="20005 bytes"):
+                connection.prepare(CALL, bytes(20_000), SECONDS)
+            # The connection's window has 65,535 bytes at first.
+            calls = [connection.prepare(CALL, bytes(16_000), SECONDS) for _ in range(5)]
+            answers = [begin() for begin in calls]
+            assert (await answers[4]).details == "the server lets no more calls be sent"
+            connection.close()
+            assert [(await answer).status for answer in answers] == ["UNAVAILABLE"] * 5
+        assert sum(kind == DATA for kind, *_ in frames) <= 4
+
+    run(test())
+
+
+def test_what_is_held_has_the_time_at_which_it_came() -> None:
+    async def test() -> None:
+        async with serving(echo) as (_, address):
+            connection = await Channel(address).connection(SECONDS)
+            connection.held = True
+            began = time.perf_counter()
+            answer = connection.prepare(CALL, b"asked", SECONDS)()
+            await asyncio.sleep(0.5)
+            assert not answer.done()
+            connection.read_held()
+            assert (await answer).message == b"asked"
+            assert began < (await answer).at < began + 0.45
+            connection.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_deadline_lets_an_answer_that_came_before_it_count(comes: bool) -> None:
+    async def answered(request: bytes, context: Any) -> bytes:
+        await asyncio.sleep(0 if comes else SECONDS)
+        return request
+
+    async def test() -> None:
+        async with serving(answered) as (_, address):
+            connection = await Channel(address).connection(SECONDS)
+            connection.held = True
+            answer = await connection.prepare(CALL, b"asked", 0.5)()
+            assert answer.status == ("OK" if comes else "DEADLINE_EXCEEDED")
+            connection.close()
+
+    run(test())
+
+
+def test_each_call_has_its_own_deadline() -> None:
+    async def test() -> None:
+        async with scripted() as (address, _):
+            connection = await connect(address)
+            started = asyncio.get_running_loop().time()
+            ends = []
+
+            async def wait(seconds: float) -> None:
+                answer = await connection.call(CALL, b"", started + seconds)
+                assert answer.status == "DEADLINE_EXCEEDED"
+                ends.append(seconds)
+
+            await asyncio.gather(wait(0.3), wait(0.1), wait(0.2), wait(0.1))
+            assert ends == [0.1, 0.1, 0.2, 0.3]
+            connection.close()
 
     run(test())
 
@@ -397,12 +485,12 @@ def test_padding_and_priorities_are_left_out() -> None:
     )
     body = frame(DATA, PADDED, 1, b"\4\0\0\0\0\2hi" + bytes(4))
     trailers = frame(HEADERS, END_HEADERS | END_STREAM | PRIORITY, 1, bytes(5) + block(grpc_status="0"))
-    assert outcome(head, body, trailers)[0] == ("OK", "", b"hi")
+    assert outcome(head, body, trailers)[0][:3] == ("OK", "", b"hi")
 
 
 def test_frames_of_no_concern_are_passed_over() -> None:
     others = frame(0x2, 0, 1, bytes(5)) + frame(0xFA, 0xFF, 0, b"unknown") + frame(DATA, 0, 7, b"not ours")
-    assert outcome(others, HEAD, others, BODY, TRAILERS)[0] == ("OK", "", b"hi")
+    assert outcome(others, HEAD, others, BODY, TRAILERS)[0][:3] == ("OK", "", b"hi")
 
 
 def test_pings_and_settings_are_acknowledged() -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -123,20 +125,23 @@ def test_a_closed_load_keeps_as_many_calls_under_way_and_ends_with_the_last() ->
 def test_an_open_load_waits_for_no_answer_and_sends_nothing_that_is_too_late() -> None:
     async def load() -> list[Call]:
         all_sent = asyncio.Event()
-        sent: list[float] = []
+        sent: list[int] = []
 
-        async def call(timeout: float) -> str:
-            sent.append(timeout)
+        async def call(number: int) -> float:
+            sent.append(number)
             # None would ever end, did the load wait for one before it makes the next.
             if len(sent) == 3:
                 all_sent.set()
             await all_sent.wait()
-            return "answered"
+            return time.perf_counter()
+
+        def begin(number: int) -> asyncio.Future[float]:
+            return asyncio.ensure_future(call(number))
 
         # The first was due, and of no use any more, before the load began.
         return await open_load(
-            lambda number, timeout: asyncio.ensure_future(call(timeout)),
-            lambda number, answer: str(answer.result()),
+            [functools.partial(begin, number) for number in range(4)],
+            lambda number, answer: ("answered", answer),
             [-90.0, 0.0, 0.0, 0.0],
             deadline=60,
         )
