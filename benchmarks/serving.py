@@ -547,51 +547,49 @@ class Benchmark:
     def measure_overload(self) -> None:
         """Twice what the servers can do, with deadlines."""
         options = self.options
-        deadline = options.deadline_ms / 1e3
-        figures: dict[str, Any] = {}
-        rows = []
-        spent: list[list[Any]] = []
-        for server in self.servers:
-            # Measured anew: it is what goodput is a share of.
-            self._capacities.pop(server.name, None)
-            capacity = self.capacity(server)
-            calls, answer = self.load(
-                server,
-                call="encode 1",
-                rate=OVERLOAD * capacity,
-                seconds=options.overload_seconds,
-                deadline=deadline,
-                seed=2,
-            )
-            self.next_texts([answer])
-            row = open_account(calls, options.overload_seconds, deadline)
-            row["capacity"] = capacity
-            row["goodput_share"] = row["goodput"] / capacity if capacity else None
-            row["loader_core_ms"] = 1e3 * answer["loader_core_seconds"] / max(1, len(calls))
-            row["server_core_ms"] = 1e3 * answer["server_core_seconds"] / max(1, len(calls))
-            figures[server.label] = row
-            keys = (
-                "capacity",
-                "offered_per_second",
-                "goodput",
-                "goodput_share",
-                "refused",
-                "p50_ms",
-                "p99_ms",
-            )
-            rows.append([server.label, *(row[key] for key in keys)])
-            more = ("within_deadline", "refusal_p50_ms", "refusal_p99_ms", "failed", "late_ms")
-            rows[-1] += [row[key] for key in more]
-            spent.append([server.label, row["refused"], row["server_core_ms"], row["loader_core_ms"]])
-            # What is left of its queue must not meet the next one.
-            time.sleep(1)
-        self.figures["overload"] = {"deadline_ms": options.deadline_ms, **figures}
+        rounds: dict[str, list[dict[str, Any]]] = {server.label: [] for server in self.servers}
+        for _ in range(options.rounds):
+            for server in self.servers:
+                rounds[server.label].append(self._overload(server))
+        figures = {label: medians(rows) for label, rows in rounds.items()}
+        self.figures["overload"] = {"deadline_ms": options.deadline_ms, **figures, "rounds": rounds}
+        keys = ("capacity", "offered_per_second", "goodput", "goodput_share", "refused", "p50_ms", "p99_ms")
+        keys += ("within_deadline", "refusal_p50_ms", "refusal_p99_ms", "failed", "late_ms")
+        rows = [[label, *(row[key] for key in keys)] for label, row in figures.items()]
         headings = ["", "capacity/s", "offered/s", "goodput/s", "/ capacity", "refused", "accepted p50, ms"]
         headings += ["p99, ms", "in time", "refusal p50, ms", "p99, ms", "failed", "loader late p99, ms"]
         show(f"Twice the capacity, deadline {options.deadline_ms:g} ms", headings, rows)
         # Refused calls cost the loader's cores, too, which are the server's: what they take, goodput lacks.
         headings = ["", "refused", "server, core-ms a call", "loader, core-ms a call"]
-        show("What these calls cost, refused or not", headings, spent)
+        keys = ("refused", "server_core_ms", "loader_core_ms")
+        rows = [[label, *(row[key] for key in keys)] for label, row in figures.items()]
+        show("What these calls cost, refused or not", headings, rows)
+
+    def _overload(self, server: Server) -> dict[str, Any]:
+        """A load of twice what a server can do, between two looks at what it can do."""
+        options = self.options
+        deadline = options.deadline_ms / 1e3
+        self._capacities.pop(server.name, None)
+        before = self.capacity(server)
+        calls, answer = self.load(
+            server,
+            call="encode 1",
+            rate=OVERLOAD * before,
+            seconds=options.overload_seconds,
+            deadline=deadline,
+            seed=2,
+        )
+        self.next_texts([answer])
+        # What is left of its queue must not meet the next load.
+        time.sleep(1)
+        self._capacities.pop(server.name)
+        capacity = (before + self.capacity(server)) / 2
+        row = open_account(calls, options.overload_seconds, deadline)
+        row["capacity"] = capacity
+        row["goodput_share"] = row["goodput"] / capacity if capacity else None
+        row["loader_core_ms"] = 1e3 * answer["loader_core_seconds"] / max(1, len(calls))
+        row["server_core_ms"] = 1e3 * answer["server_core_seconds"] / max(1, len(calls))
+        return row
 
     def measure_memory(self) -> None:
         """Resident memory with the quora index, before and after many mixed calls."""
@@ -671,6 +669,12 @@ def build_index(
                     [Record(texts[row % len(texts)], None, str(row)) for row in rows.tolist()], vectors
                 )
             return str(writer.finish(encoder.bundle).kind)
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each figure of several rounds, the median of those that there are; None where there are none."""
+    kept = {key: [row[key] for row in rows if row[key] is not None] for key in rows[0]}
+    return {key: float(np.median(values)) if values else None for key, values in kept.items()}
 
 
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
