@@ -239,8 +239,9 @@ class TextQueue:
         """The texts to look at, in the order of their turns, as many of each tenant; and expired calls."""
         candidates: list[tuple[Call, int]] = []
         expired: list[Call] = []
-        # In the order of their turns, more than a batch's texts could not go together.
-        batches = WINDOW_BATCHES if self._padding_cost == 1 else 1
+        # In the order of a tenant's turns, more than a batch's texts could not go together. Of several, each
+        # has a share of the window, and those with few leave room to the others.
+        batches = 1 if self._padding_cost < 1 and len(lane.turns) == 1 else WINDOW_BATCHES
         window = batches * self.max_batch_texts
         share = max(1, window // max(1, len(lane.turns)))
         for calls in lane.turns.values():

@@ -117,6 +117,19 @@ def test_a_queue_whose_model_skips_padding_takes_texts_of_any_length_together() 
         assert queue.empty
 
 
+def test_a_tenant_with_many_calls_has_what_the_others_leave_of_a_batch() -> None:
+    # Four tenants, and room for eight texts: an equal share would be two of each.
+    queue = make_queue(texts=8, max_batch_tokens=80, padding_cost=1 / 32)
+    for tenant in ("busy", *"abc"):
+        for _ in range(20 if tenant == "busy" else 1):
+            queue.put(queue.admit(10, math.inf, Caller(tenant)), texts_of([10]))
+    sizes = []
+    while not queue.empty:
+        batch, _ = queue.take(0)
+        sizes.append(len(batch))
+    assert sizes == [8, 8, 7]
+
+
 def test_no_texts_make_no_batch() -> None:
     assert choose_in_turn([], max_batch_tokens=1, max_batch_texts=1, padding_cost=0) == []
     assert choose_batch([], max_batch_tokens=1, max_batch_texts=1, run_tokens=0) == []
