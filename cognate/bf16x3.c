@@ -1,14 +1,12 @@
 /* A linear layer in float32 by three products in bfloat16 (amx.h): an operator for onnxruntime.
  *
- * cognate/bf16x3.py loads this library, and says which products of a graph it takes.
+ * cognate/bf16x3.py says which products of a graph it takes.
  */
 
 #if defined(__x86_64__) && defined(__linux__)
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "amx.h"
 #include "onnxruntime_operator.h"
@@ -17,9 +15,6 @@ enum {
   CACHED_DEPTH = 768,          /* of a panel of weights, so that it stays in the second cache: 96 KB */
   CACHED_INPUTS = 96 * 1024,   /* numbers of the inputs, so that their parts do too: 384 KB */
 };
-
-const OrtApi *api;
-OrtMemory *cpu_memory;
 
 /* A layer's weights, shared by the sessions that are given them in the same memory. */
 typedef struct Weights {
@@ -170,7 +165,7 @@ static void destroy(void *kernel) { leave_weights(kernel); }
 static const char *name(const Operator *self) { return (void)self, "Bf16x3"; }
 static size_t two(const Operator *self) { return (void)self, 2; }
 
-static const Operator operator= {
+const Operator bf16x3 = {
     .version = API_VERSION,
     .name = name,
     .provider = provider,
@@ -187,28 +182,5 @@ static const Operator operator= {
     .start_version = first_version,
     .end_version = last_version,
 };
-
-/* Whether the system lets this process use AMX's tiles, which Linux wants to be asked for. */
-int amx_allowed(void) {
-  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
-
-struct OrtApiBase {
-  const OrtApi *(*get_api)(uint32_t version);
-  const char *(*version)(void);
-};
-
-/* What onnxruntime calls as the library is registered with a session's options. */
-OrtStatus *RegisterCustomOps(OrtOptions *options, const struct OrtApiBase *base) {
-  OrtDomain *domain = NULL;
-  api = base->get_api(API_VERSION);
-  OrtStatus *failed = cpu_memory ? NULL : create_memory_info(1, 0, &cpu_memory);
-  if (failed || (failed = create_domain("", &domain))) return failed;
-  const Operator *operators[] = {&operator, &bert_layers_amx, &bert_layers_avx512};
-  for (size_t i = 0; i < sizeof operators / sizeof *operators; i++)
-    if ((failed = add_operator(domain, operators[i]))) return failed;
-  return add_domain(options, domain);
-}
 
 #endif

@@ -85,7 +85,8 @@ static inline int float_type(const Operator *self, size_t index) { return (void)
 static inline int first_version(const Operator *self) { return (void)self, 1; }
 static inline int last_version(const Operator *self) { return (void)self, INT32_MAX; }
 
-/* bert_layers.h, by amx.h and by avx512.h */
+/* bf16x3.c, and bert_layers.h by amx.h and by avx512.h */
+extern const Operator bf16x3 __attribute__((visibility("hidden")));
 extern const Operator bert_layers_amx __attribute__((visibility("hidden")));
 extern const Operator bert_layers_avx512 __attribute__((visibility("hidden")));
 

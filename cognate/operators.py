@@ -1,6 +1,6 @@
 """The library of our operators for onnxruntime, and the arithmetic that this processor has for them.
 
-It is built where Cognate is installed with a C compiler on Linux, x86-64: ``bf16x3.c``, ``bert_layers.h``.
+It is built where Cognate is installed with a C compiler on Linux, x86-64, from ``operators.c``.
 """
 
 import ctypes
