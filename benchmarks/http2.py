@@ -156,7 +156,8 @@ class Connection(asyncio.BufferedProtocol):
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
         # For the first deadline of all calls.
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._next_deadline = math.inf
         self._next_id = 1
         self._consumed = 0
         self._window = self._initial_window = DEFAULT_WINDOW
@@ -177,7 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._waiting.append(stream)
             self._open_streams()
-            if not self._timer or deadline < self._timer.when():
+            if deadline < self._next_deadline:
                 self._set_timer(deadline)
         return stream.answer
 
@@ -216,7 +217,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._window -= size
                 self._streams[stream.id] = stream
                 self._transport.write(frames)
-                if not self._timer or stream.deadline < self._timer.when():
+                if stream.deadline < self._next_deadline:
                     self._set_timer(stream.deadline)
             return stream.answer
 
@@ -366,11 +367,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer:
             self._timer.cancel()
         self._timer = self._loop.call_at(deadline, self._give_up)
+        self._next_deadline = deadline
 
     def _give_up(self) -> None:
         """Give up the calls whose deadline has passed."""
         self.read_held()
-        self._timer = None
+        self._timer, self._next_deadline = None, math.inf
         # A timer may be early by a moment.
         now = self._loop.time() + TIMER_SECONDS
         for stream in [*self._waiting, *self._streams.values()]:
