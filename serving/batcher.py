@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cognate.bundle import InputType
 from cognate.encoder import Encoder, TokenizedText
 from cognate.processors import give_way
+from serving.coalescing import Coalescing
 from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
 
 WAIT_MARGIN = 3
@@ -31,6 +32,10 @@ CHARACTERS_AT_A_TIME = 64 * 1024
 """Of a call's texts, tokenised before another call has its turn."""
 
 TOKENIZER_THREADS = 2
+
+MANY_CALLS = 64
+LONG_WAIT_SECONDS = 0.05
+"""So many calls that wait, for so long in all, that some milliseconds more are worth what they spare."""
 
 RATE_MEMORY = 0.95
 """What is left of a batch's weight in the mean of the tokens a second after the next batch."""
@@ -179,6 +184,7 @@ class Batcher:
         )
         self._answers: dict[Call, _Answer] = {}
         self._loop = asyncio.get_running_loop()
+        self._coalescing = Coalescing(self._loop, self._is_long)
         self._runs_at_once = encoder.runs_at_once
         self._model_threads = ThreadPoolExecutor(self._runs_at_once, "inference", initializer=give_way)
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
@@ -248,6 +254,7 @@ class Batcher:
             answer = self._answers[call] = _Answer(len(texts), self._loop.create_future())
             self._queue.put(call, [text.ids for text in tokenized])
             self._start()
+            self._coalescing.start()
             await answer.done
         finally:
             self._queue.discard(call)
@@ -282,6 +289,11 @@ class Batcher:
             needed = (under_way + WAIT_MARGIN * self._queue.ahead(tokens, caller)) / rate
             if needed > remaining:
                 raise QueueTooLongError(needed - remaining)
+
+    def _is_long(self) -> bool:
+        """Whether many calls wait, and the model has enough to do until long after the next look at them."""
+        waits = self._queue.tokens > LONG_WAIT_SECONDS * self.tokens_per_second
+        return waits and len(self._answers) >= MANY_CALLS
 
     def _warm_up(self) -> tuple[int, float]:
         """Run the model, and give the tokens and seconds of a short text."""

@@ -14,6 +14,7 @@ import pytest
 from cognate.encoder import Encoder
 from serving.batcher import (
     CHARACTERS_AT_A_TIME,
+    MANY_CALLS,
     Batcher,
     BusyError,
     DeadlinePassedError,
@@ -219,6 +220,38 @@ async def test_what_cannot_be_encoded_by_its_deadline_is_refused_before_it_is_to
         small = await start(batcher, [SHORT], deadline=time.monotonic() + seconds)
         encoder.gate.set()
         await asyncio.gather(held, waiting, patient, small)
+
+
+@in_loop
+async def test_the_loop_pauses_while_many_calls_wait_long(encoder: GatedEncoder) -> None:
+    pauses = 0
+
+    def pause(_: float) -> None:
+        nonlocal pauses
+        pauses += 1
+
+    async def some_turns() -> int:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return pauses
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("serving.coalescing.sleep", pause)
+        async with batching(encoder) as batcher:
+            held = await hold(batcher, encoder)
+            # Of a model so slow that anything waits long.
+            batcher._recent_seconds *= 1e6
+            few = [await start(batcher, [f"open {number}"]) for number in range(MANY_CALLS - 2)]
+            assert await some_turns() == 0
+            more = [await start(batcher, [f"open it {number}"]) for number in range(2)]
+            assert await some_turns() > 0
+            encoder.gate.set()
+            answers = await asyncio.gather(held, *few, *more)
+            expected = Encoder.encode(encoder, [f"open {number}" for number in range(MANY_CALLS - 2)])
+            vectors = np.concatenate([answer.vectors for answer in answers[1:-2]])
+            assert vectors == pytest.approx(expected, abs=1e-5)
+            at_the_end = await some_turns()
+            assert await some_turns() == at_the_end
 
 
 @in_loop
