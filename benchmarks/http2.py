@@ -178,8 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._waiting.append(stream)
             self._open_streams()
-            if deadline < self._next_deadline:
-                self._set_timer(deadline)
+            self._set_timer(deadline)
         return stream.answer
 
     def prepare(self, path: str, message: bytes, timeout: float) -> Callable[[], asyncio.Future[Answer]]:
@@ -217,8 +216,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._window -= size
                 self._streams[stream.id] = stream
                 self._transport.write(frames)
-                if stream.deadline < self._next_deadline:
-                    self._set_timer(stream.deadline)
+                self._set_timer(stream.deadline)
             return stream.answer
 
         return begin
@@ -364,10 +362,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(self._data(stream))
 
     def _set_timer(self, deadline: float) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(deadline, self._give_up)
-        self._next_deadline = deadline
+        """See to it that calls are given up at a deadline; what is left then has the next."""
+        if deadline < self._next_deadline:
+            if self._timer:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._give_up)
+            self._next_deadline = deadline
 
     def _give_up(self) -> None:
         """Give up the calls whose deadline has passed."""
@@ -443,8 +443,6 @@ class Channel:
             timeout: Seconds until it is given up.
         """
         deadline = self._loop.time() + timeout
-        if self._connection and not self._connection.gone:
-            return await self._connection.call(path, message, deadline)
         try:
             connection = await self.connection(timeout)
         except TimeoutError:

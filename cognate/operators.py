@@ -1,6 +1,7 @@
 """The library of our operators for onnxruntime, and the arithmetic that this processor has for them.
 
-It is built where Cognate is installed with a C compiler on Linux, x86-64, from ``operators.c``.
+It is built where Cognate is installed with a C compiler on Linux, x86-64; ``operators.c`` says what is
+in it.
 """
 
 import ctypes
