@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cognate.bundle import InputType
-from cognate.encoder import Encoder, TokenizedText
+from cognate.encoder import Encoder
 from cognate.processors import give_way
 from serving.coalescing import Coalescing
 from serving.queue import ANYONE, Call, Caller, QueueFullError, Share, TextQueue
+from serving.tokenizing import Tokenizing
 
 WAIT_MARGIN = 3
 """By how much the wait before a call is thought longer than counted: later texts of a like length join the
@@ -24,14 +25,6 @@ batches before it, and what is encoded too late is work for nobody."""
 
 QUEUE_BATCHES = 128
 """Full batches that may wait, for each that runs at once."""
-
-INLINE_CHARACTERS = 2048
-"""Up to so many, tokenising takes less than to hand it to another thread and back, under a millisecond."""
-
-CHARACTERS_AT_A_TIME = 64 * 1024
-"""Of a call's texts, tokenised before another call has its turn."""
-
-TOKENIZER_THREADS = 2
 
 MANY_CALLS = 64
 LONG_WAIT_SECONDS = 0.05
@@ -106,7 +99,7 @@ class Encoded:
         vectors: float32, shape (texts, dimension), unit length, in the order of the texts.
         usages: How each was read.
         tokenize_seconds: Turning them into tokens.
-        queue_seconds: Waiting for a batch.
+        queue_seconds: Waiting, to be tokenised and for a batch.
         encode_seconds: The model, for the batches that held them.
     """
 
@@ -187,7 +180,7 @@ class Batcher:
         self._coalescing = Coalescing(self._loop, self._is_long)
         self._runs_at_once = encoder.runs_at_once
         self._model_threads = ThreadPoolExecutor(self._runs_at_once, "inference", initializer=give_way)
-        self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
+        self._tokenizing = Tokenizing(encoder, self._is_long)
         # Threads that take batches until nothing waits.
         self._running = 0
         # What those threads share, and its lock: the tokens that are being encoded, when a batch last ended …
@@ -245,31 +238,31 @@ class Batcher:
         except QueueFullError:
             raise BusyError(self._queue.tokens / self.tokens_per_second) from None
         try:
-            tokenized = await self._tokenize(texts, input_type)
+            tokenized = await self._tokenizing.tokenize(texts, input_type)
             if not truncate:
-                for position, text in enumerate(tokenized):
+                for position, text in enumerate(tokenized.texts):
                     if text.truncated:
                         raise TooLongError(position)
-            queued = time.monotonic()
             answer = self._answers[call] = _Answer(len(texts), self._loop.create_future())
-            self._queue.put(call, [text.ids for text in tokenized])
+            self._queue.put(call, [text.ids for text in tokenized.texts])
             self._start()
             self._coalescing.start()
             await answer.done
         finally:
             self._queue.discard(call)
             self._answers.pop(call, None)
+        worked = tokenized.seconds + answer.encode_seconds
         return Encoded(
             vectors=answer.vectors(),
-            usages=[Usage(len(text.ids), text.truncated) for text in tokenized],
-            tokenize_seconds=queued - started,
-            queue_seconds=max(0.0, time.monotonic() - queued - answer.encode_seconds),
+            usages=[Usage(len(text.ids), text.truncated) for text in tokenized.texts],
+            tokenize_seconds=tokenized.seconds,
+            queue_seconds=max(0.0, time.monotonic() - started - worked),
             encode_seconds=answer.encode_seconds,
         )
 
     def close(self) -> None:
         """Wait for the batch that is running, and end the threads. No call may be under way."""
-        self._tokenizer_threads.shutdown(cancel_futures=True)
+        self._tokenizing.close()
         self._model_threads.shutdown()
 
     @property
@@ -306,16 +299,6 @@ class Batcher:
             self._encoder.forward([text.ids])
             best = min(best, max(time.monotonic() - started, 1e-6))
         return len(text.ids), best
-
-    async def _tokenize(self, texts: Sequence[str], input_type: InputType) -> Sequence[TokenizedText]:
-        if sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self._encoder.tokenize(texts, input_type)
-        tokenized: list[TokenizedText] = []
-        for some in _runs(texts, CHARACTERS_AT_A_TIME):
-            tokenized += await self._loop.run_in_executor(
-                self._tokenizer_threads, self._encoder.tokenize, some, input_type
-            )
-        return tokenized
 
     def _start(self) -> None:
         if self._running < self._runs_at_once:
@@ -403,16 +386,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(
         words in said for words in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
     )
-
-
-def _runs(texts: Sequence[str], max_characters: int) -> list[Sequence[str]]:
-    """Cut a list into runs of so many characters at most; a longer text is a run of its own."""
-    runs: list[Sequence[str]] = []
-    start = characters = 0
-    for position, text in enumerate(texts):
-        if position > start and characters + len(text) > max_characters:
-            runs.append(texts[start:position])
-            start, characters = position, 0
-        characters += len(text)
-    runs.append(texts[start:])
-    return runs

@@ -13,7 +13,6 @@ import pytest
 
 from cognate.encoder import Encoder
 from serving.batcher import (
-    CHARACTERS_AT_A_TIME,
     MANY_CALLS,
     Batcher,
     BusyError,
@@ -24,6 +23,7 @@ from serving.batcher import (
     QueueTooLongError,
     TooLongError,
 )
+from serving.tokenizing import CHARACTERS_AT_A_TIME
 from tests.serving.servers import GatedEncoder
 
 SHORT = "open"

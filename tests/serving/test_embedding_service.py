@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cognate.encoder import Encoder
 from cognate.v1 import embedding_pb2
-from serving.batcher import INLINE_CHARACTERS
+from serving.tokenizing import INLINE_CHARACTERS
 from tests.serving.servers import Running, Stubs, failure
 
 WORDS = ["how", "do", "i", "reset", "the", "printer", "password", "door", "open", "learn", "x7", "?!"]
