@@ -67,12 +67,12 @@ def test_calls_that_have_to_wait_are_tokenised_together_each_with_its_own_texts(
             await asyncio.sleep(0)
         assert encoder.events.empty()
         answers = await asyncio.gather(*calls)
-        assert time.monotonic() - started >= TOGETHER_SECONDS / 2
+        # What each took, one after another, not the waiting for others before. Timers may be early by a bit.
+        seconds = time.monotonic() - started
+        assert sum(answer.seconds for answer in answers) <= seconds - TOGETHER_SECONDS / 2
         assert tokenized(encoder) == [texts for texts, _ in asked]
         for (texts, input_type), answer in zip(asked, answers, strict=True):
             assert answer.texts == encoder.tokenize(texts, input_type)
-            # What it took, not the waiting for others.
-            assert answer.seconds < TOGETHER_SECONDS
         # And so are those that come after them.
         encoder.forget()
         later = asyncio.create_task(tokenizing.tokenize(["open"], "query"))
