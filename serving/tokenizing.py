@@ -27,7 +27,7 @@ class Tokenized(NamedTuple):
 
     Attributes:
         texts: One for each text, in order.
-        seconds: That it took, without the waiting for others.
+        seconds: That it took, waiting for a thread included, but not the waiting for other calls.
     """
 
     texts: Sequence[TokenizedText]
