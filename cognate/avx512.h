@@ -12,6 +12,7 @@ enum {
   PARTS = 1,                  /* of a number in a panel */
   STEP_PARTS = PANEL * STEP,  /* of a panel */
   ROWS = 12,                  /* whose sums are in registers together, two for each row */
+  LEAST_BLOCK = 128,          /* rows, for the weights to be read anew for each block of them */
 };
 
 typedef float part;

@@ -501,9 +501,38 @@ static size_t lay_out(Run *run, char *memory) {
   return used;
 }
 
-/* The tokens that the mask has, text by text. */
+/* The tokens of a text that the mask has. */
+static size_t count_tokens(const int64_t *mask, size_t length) {
+  size_t tokens = 0;
+  for (size_t token = 0; token < length; token++) tokens += mask[token] != 0;
+  return tokens;
+}
+
+/* Rows that one thread takes through all layers before the next, so that they stay in its core's cache. Several
+ * threads have several caches, and more to do side by side where there is more of it. */
+static size_t rows_together(const Model *model) {
+  const size_t rows = block_rows(model->layers->wide);
+  return model->threads > 1 || rows < LEAST_BLOCK ? SIZE_MAX : rows;
+}
+
+/* How many of the texts, from the first on, are taken through the layers together: an even share of their tokens. */
+static size_t texts_together(const int64_t *mask, size_t texts, size_t length, size_t most_rows) {
+  const size_t tokens = count_tokens(mask, texts * length);
+  if (tokens <= most_rows) return texts;
+  const size_t share = tokens / ((tokens - 1) / most_rows + 1);
+  size_t taken = 1, rows = count_tokens(mask, length);
+  for (; taken < texts; taken++) {
+    const size_t next = count_tokens(mask + taken * length, length);
+    if (rows + next / 2 >= share) break;
+    rows += next;
+  }
+  return taken;
+}
+
+/* Reads the mask of the run's texts, one after another. */
 static void read_mask(Run *run, const int64_t *mask) {
   const size_t hidden = run->model->layers->hidden;
+  run->rows = run->longest = 0;
   for (size_t text = 0; text < run->texts; text++) {
     run->begin[text] = run->rows;
     for (size_t token = 0; token < run->length; token++) {
@@ -519,6 +548,21 @@ static void read_mask(Run *run, const int64_t *mask) {
   run->begin[run->texts] = run->rows;
 }
 
+/* Takes the run's texts through the layers. */
+static OrtStatus *run_layers(OrtContext *context, OrtAllocator *allocator, Run *run) {
+  void *memory = NULL;
+  OrtStatus *failed = allocate(allocator, lay_out(run, NULL), &memory);
+  if (failed) return failed;
+  lay_out(run, memory);
+  memset(run->progress, 0, sizeof run->progress);
+  if (run->model->threads == 1)
+    take_part(run, 0);
+  else
+    failed = parallel_for(context, take_part, run->model->threads, 0, run);
+  OrtStatus *not_freed = free_allocated(allocator, memory);
+  return failed ? failed : not_freed;
+}
+
 static OrtStatus *compute(void *kernel, OrtContext *context) {
   const Model *model = kernel;
   const OrtValue *embeddings = NULL, *mask = NULL;
@@ -526,7 +570,7 @@ static OrtStatus *compute(void *kernel, OrtContext *context) {
   OrtAllocator *allocator = NULL;
   int64_t sizes[3], mask_sizes[2];
   size_t count = 0, mask_count = 0;
-  void *data = NULL, *mask_data = NULL, *output_data = NULL, *memory = NULL;
+  void *data = NULL, *mask_data = NULL, *output_data = NULL;
   OrtStatus *failed = get_input(context, 0, &embeddings);
   if (failed || (failed = get_input(context, 1, &mask)) || (failed = read_shape(embeddings, sizes, 3, &count)) ||
       (failed = read_shape(mask, mask_sizes, 2, &mask_count)))
@@ -538,25 +582,19 @@ static OrtStatus *compute(void *kernel, OrtContext *context) {
   if ((failed = tensor_data(embeddings, &data)) || (failed = tensor_data(mask, &mask_data)) ||
       (failed = tensor_data(output, &output_data)) || (failed = get_allocator(context, cpu_memory, &allocator)))
     return failed;
-  const size_t texts = (size_t)sizes[0], length = (size_t)sizes[1];
+  const size_t texts = (size_t)sizes[0], length = (size_t)sizes[1], numbers = length * model->layers->hidden;
   Run *run = calloc(1, sizeof *run + (texts + 1 + texts * length) * sizeof(size_t));
-  if (!run) {
-    failed = create_status(FAIL, "no memory for the run (bad_alloc)");
-  } else {
-    run->model = model, run->embeddings = data, run->outputs = output_data, run->texts = texts, run->length = length;
+  if (!run) failed = create_status(FAIL, "no memory for the run (bad_alloc)");
+  for (size_t first = 0; !failed && first < texts; first += run->texts) {
+    const int64_t *rest = (const int64_t *)mask_data + first * length;
+    run->model = model, run->length = length;
+    run->embeddings = (const float *)data + first * numbers, run->outputs = (float *)output_data + first * numbers;
     run->begin = (size_t *)(run + 1), run->place = run->begin + texts + 1;
-    read_mask(run, mask_data);
-    if (!(failed = allocate(allocator, lay_out(run, NULL), &memory))) {
-      lay_out(run, memory);
-      if (model->threads == 1)
-        take_part(run, 0);
-      else
-        failed = parallel_for(context, take_part, model->threads, 0, run);
-      OrtStatus *not_freed = free_allocated(allocator, memory);
-      if (!failed) failed = not_freed;
-    }
-    free(run);
+    run->texts = texts_together(rest, texts - first, length, rows_together(model));
+    read_mask(run, rest);
+    failed = run_layers(context, allocator, run);
   }
+  free(run);
   release_allocator(allocator);
   return failed;
 }

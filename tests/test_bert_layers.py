@@ -63,6 +63,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exporter.export(random_model(folder / "model"), folder / "bundle", pooling="mean").folder
 
 
+@pytest.fixture(scope="module")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As wide as MiniLM, so that a thread takes 128 tokens through the layers at a time."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = random_model(folder / "model", intermediate_size=1536)
+    return exporter.export(model, folder / "bundle", pooling="mean").folder
+
+
 def plain(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
     """Without operators of ours."""
     with monkeypatch.context() as without:
@@ -106,6 +114,24 @@ def test_batches_of_any_lengths_and_threads_have_the_graphs_vectors(
 
 
 @layers
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, LENGTH), min_size=2, max_size=20))
+@example(lengths=[64, 64])
+@example(lengths=[64, 65])
+@example(lengths=[128, 1, 128])
+@example(lengths=[1] * 150)
+def test_more_tokens_than_go_through_the_layers_together_have_the_graphs_vectors(
+    wide_bundle: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int]
+) -> None:
+    ours = Encoder(wide_bundle, device="cpu", threads=1)
+    assert ours._sessions.skips_padding
+    rng = np.random.default_rng(len(lengths))
+    batch = [rng.integers(5, 60, length).tolist() for length in lengths]
+    together = ours.forward(batch)
+    np.testing.assert_allclose(together, plain(wide_bundle, monkeypatch).forward(batch), atol=1e-4)
+
+
+@layers
 def test_a_model_of_few_tokens_is_compared_by_as_many(tmp_path: Path) -> None:
     model = random_model(tmp_path / "model", max_position_embeddings=20)
     bundle = exporter.export(model, tmp_path / "bundle", pooling="mean")
@@ -114,11 +140,15 @@ def test_a_model_of_few_tokens_is_compared_by_as_many(tmp_path: Path) -> None:
 
 
 @layers
-def test_a_mask_with_holes_leaves_out_what_it_says(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = np.random.default_rng(0).integers(0, 2, (4, 40))
+@pytest.mark.parametrize(("bundle_of", "threads"), [("bundle", 2), ("wide_bundle", 1)])
+def test_a_mask_with_holes_leaves_out_what_it_says(
+    bundle_of: str, threads: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle: Path = request.getfixturevalue(bundle_of)
+    mask = np.random.default_rng(0).integers(0, 2, (12, 40))
     mask[:, 7] = 1
     feeds = {"input_ids": np.random.default_rng(1).integers(5, 60, mask.shape), "attention_mask": mask}
-    encoders = Encoder(bundle, device="cpu", threads=2), plain(bundle, monkeypatch)
+    encoders = Encoder(bundle, device="cpu", threads=threads), plain(bundle, monkeypatch)
     ours, theirs = (
         encoder._sessions._alone.run(
             None,
