@@ -25,7 +25,7 @@ enum {
   PARTS = 2,                   /* of a number in a panel: its high and its low one */
   TILE_PARTS = TILE * STEP,    /* of a tile, which has them of one kind */
   STEP_PARTS = 4 * TILE_PARTS, /* of a panel: two tiles of high parts, two of low ones */
-  LEAST_BLOCK = INT_MAX,       /* rows, for the weights to be read anew for each: they come too slowly for that */
+  LEAST_BLOCK = INT_MAX,       /* rows, for the weights to be read anew for each block of them: it was not tried */
 };
 
 typedef uint16_t bfloat16, part;

@@ -501,10 +501,10 @@ static size_t lay_out(Run *run, char *memory) {
   return used;
 }
 
-/* The tokens of a text that the mask has. */
-static size_t count_tokens(const int64_t *mask, size_t length) {
+/* The tokens that a part of the mask has. */
+static size_t count_tokens(const int64_t *mask, size_t places) {
   size_t tokens = 0;
-  for (size_t token = 0; token < length; token++) tokens += mask[token] != 0;
+  for (size_t place = 0; place < places; place++) tokens += mask[place] != 0;
   return tokens;
 }
 
@@ -584,13 +584,17 @@ static OrtStatus *compute(void *kernel, OrtContext *context) {
     return failed;
   const size_t texts = (size_t)sizes[0], length = (size_t)sizes[1], numbers = length * model->layers->hidden;
   Run *run = calloc(1, sizeof *run + (texts + 1 + texts * length) * sizeof(size_t));
-  if (!run) failed = create_status(FAIL, "no memory for the run (bad_alloc)");
+  if (run) {
+    run->model = model, run->length = length;
+    run->begin = (size_t *)(run + 1), run->place = run->begin + texts + 1;
+  } else {
+    failed = create_status(FAIL, "no memory for the run (bad_alloc)");
+  }
+  const size_t most_rows = rows_together(model);
   for (size_t first = 0; !failed && first < texts; first += run->texts) {
     const int64_t *rest = (const int64_t *)mask_data + first * length;
-    run->model = model, run->length = length;
     run->embeddings = (const float *)data + first * numbers, run->outputs = (float *)output_data + first * numbers;
-    run->begin = (size_t *)(run + 1), run->place = run->begin + texts + 1;
-    run->texts = texts_together(rest, texts - first, length, rows_together(model));
+    run->texts = texts_together(rest, texts - first, length, most_rows);
     read_mask(run, rest);
     failed = run_layers(context, allocator, run);
   }
